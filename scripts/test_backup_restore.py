@@ -30,9 +30,11 @@ not be judged. The tests come first; what they use follows in the order of its u
 
 import argparse
 import atexit
+import codecs
 import copy
 import fcntl
 import functools
+import gzip
 import hashlib
 import io
 import json
@@ -45,18 +47,22 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
+import textwrap
 import time
 import unittest
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from itertools import zip_longest
 from pathlib import Path
 from tempfile import TemporaryFile
-from threading import Timer
+from threading import Event, Thread, Timer
 from typing import Any, BinaryIO, TextIO
 from urllib.parse import quote
 
@@ -64,6 +70,7 @@ __unittest = True  # unittest then shows our sentences without the frames of thi
 
 log = logging.getLogger("backup_drill")
 
+ANYTHING = ...  # the value of an aspect that is not compared
 MARK = "backup_drill_"  # what the names of our databases and folders begin with
 
 Contents = dict[str, dict[str, Any]]  # 'table public.case' -> 'rows' -> 100
@@ -90,6 +97,13 @@ class Options:
     live: bool = False
     backup: Path | None = None
     report: Path | None = None
+
+    @property
+    def source(self) -> str:
+        """What is backed up, in words."""
+        if self.backup:
+            return f"the backup {self.backup.name}"
+        return "the configured database" if self.live else "a rehearsal"
 
 
 # --- The sample -----------------------------------------------------------------------
@@ -264,7 +278,10 @@ class BackupRestoreTests(unittest.TestCase):
         cls.folder = cls.enterClassContext(private_folder())
         servers = drill_server(cls.options, cls.folder)
         cls.configured, cls.server = cls.enterClassContext(servers)
-        cls.evidence.note(server=cls.server.version)
+        cls.evidence.note(
+            server=cls.server.version,
+            programs={p.path.name: p.version for p in cls.server.programs.values()},
+        )
 
     @classmethod
     def backup(cls) -> "Backup":
@@ -273,7 +290,15 @@ class BackupRestoreTests(unittest.TestCase):
             cls.made = create_backup(
                 cls.options, cls.configured, cls.server, cls.folder
             )
-            cls.evidence.note(size=cls.made.size, sha256=cls.made.sha256)
+            cls.evidence.note(
+                source=cls.options.source,
+                format=cls.made.format,
+                bytes=cls.made.size,
+                sha256=cls.made.sha256,
+                not_compared=NEVER_COMPARED | cls.made.uncompared,
+            )
+            if cls.made.seconds is not None:
+                cls.evidence.note(seconds_to_back_up=round(cls.made.seconds, 3))
         return cls.made
 
     @act("creation")
@@ -302,16 +327,18 @@ class BackupRestoreTests(unittest.TestCase):
         """A fresh database loaded from the backup is the source again."""
         backup = self.backup()
         with scratch_database(self.server, "restored", backup.locale) as restored:
+            provide_roles(backup, self.server)
             seconds = load_backup(backup, restored, self.options.jobs)
-            self.evidence.note(seconds_to_restore=seconds)
+            self.evidence.note(seconds_to_restore=round(seconds, 3))
             found = contents_of(restored)
             refuse(
                 "the restored database differs from its source",
                 departures(backup, found, restored),
             )
-            self.evidence.note(objects=len(found))
+            self.evidence.note(**counts_of(found))
             with step("use the restored database"):
-                faults, _ = faults_in(restored, backup.rehearsal)
+                faults, pending = faults_in(restored, backup.rehearsal)
+                self.evidence.note(pending_migrations=pending)
                 refuse("the restored database cannot be used", faults)
             with step("change one value, and see it"):
                 prove_that_a_change_is_seen(restored, found)
@@ -448,7 +475,8 @@ class Server:
     timeout: float  # seconds, for each operation
     mark: str  # what the names of this run's databases begin with
     version: str = ""
-    programs: dict[str, Path] = field(default_factory=dict)
+    programs: dict[str, "Program"] = field(default_factory=dict)
+    private: bool = False  # started by this run, for this run
 
     @property
     def major(self) -> int:
@@ -903,13 +931,13 @@ def private(data: Path, mark: str, timeout: float) -> Server:
         "USER": "postgres",
     }
     settings = ConnectionHandler({"default": url}).settings["default"]
-    return introduced(Server(settings, timeout, mark))
+    return introduced(Server(settings, timeout, mark, private=True))
 
 
 def server_programs(major: int | None) -> Path:
     """The folder of a server's programs: of this major version, or of the newest."""
     found = {
-        version_of(path): path.parent
+        introduced_program(path).major: path.parent
         for path in candidates("pg_ctl")
         if (path.parent / "initdb").exists() and (path.parent / "postgres").exists()
     }
@@ -976,34 +1004,45 @@ def candidates(program: str) -> Iterator[Path]:
         yield from sorted(Path("/").glob(f"{folder}/{program}"))
 
 
-def version_of(program: Path) -> int:
-    """The major version that the program says it has."""
-    said = run(Command((str(program), "--version"), 10))
-    version = re.search(r"\(PostgreSQL\) (\d+)", said)
+@dataclass(frozen=True)
+class Program:
+    """A program of PostgreSQL's."""
+
+    path: Path
+    version: str  # 15.18
+
+    @property
+    def major(self) -> int:
+        """The major version: 15 of 15.18."""
+        return int(self.version.partition(".")[0])
+
+
+def introduced_program(path: Path) -> Program:
+    """The program, with the version that it says it has."""
+    said = run(Command((str(path), "--version"), 10))
+    version = re.search(r"\(PostgreSQL\) (\d[\d.]*)", said)
     if version is None:
-        raise NotJudged(f"{program} does not tell its version\n  it said: {said!r}")
-    return int(version[1])
+        raise NotJudged(f"{path} does not tell its version\n  it said: {said!r}")
+    return Program(path, version[1])
 
 
-def fitting_program(name: str, server: Server, strict: bool) -> Path:
+def fitting_program(name: str, server: Server, strict: bool) -> Program:
     """The program of the server's major version, or else the next newer one."""
-    newer: dict[int, Path] = {}
-    older: list[int] = []
+    others: dict[int, Program] = {}
     for path in candidates(name):
-        version = version_of(path)
-        if version == server.major:
-            return path
-        if version > server.major:
-            newer.setdefault(version, path)
-        else:
-            older.append(version)
+        program = introduced_program(path)
+        if program.major == server.major:
+            return program
+        others.setdefault(program.major, program)
+    newer = [major for major in others if major > server.major]
     wanted = f"{name} {server.major} is needed for server {server.version}"
     hint = f"install it, such as with: apt-get install postgresql-client-{server.major}"
     if not newer or strict:
-        found = ", ".join(map(str, sorted([*newer, *older]))) or "none"
+        found = ", ".join(program.version for program in others.values()) or "none"
         raise NotJudged(f"{wanted}, found: {found}\n  {hint}")
-    log.warning("%s; using %s instead\n  %s", wanted, min(newer), hint)
-    return newer[min(newer)]
+    chosen = others[min(newer)]
+    log.warning("%s; using %s instead\n  %s", wanted, chosen.version, hint)
+    return chosen
 
 
 @dataclass(frozen=True)
@@ -1030,7 +1069,7 @@ def command(
     password = settings["OPTIONS"].get("password")
     if password and not settings["PASSWORD"]:
         environment["PGPASSWORD"] = password
-    program = str(server.programs[name])
+    program = str(server.programs[name].path)
     return Command(
         (program, *where, *map(str, arguments)), server.timeout, environment, database
     )
@@ -1113,7 +1152,8 @@ def judged(command: Command, status: int, stdout: str, stderr: str) -> str:
         # A backup brackets its large objects in BEGIN and COMMIT of its own.
         lines = [s for s in stderr.splitlines() if " transaction in progress" not in s]
         if lines and server:
-            log.warning("%s says:\n%s", program, indented("\n".join(lines)))
+            level = logging.WARNING if program == "pg_dump" else logging.INFO
+            log.log(level, "%s says:\n%s", program, indented("\n".join(lines)))
         return stdout
     where = f' on database "{command.database.name}"' if command.database else ""
     ended = f"was killed by signal {-status}" if status < 0 else f"exited with {status}"
@@ -1145,28 +1185,28 @@ class Backup:
 
     path: Path
     format: str  # plain, gzip, custom, directory or tar
-    sha256: str  # of a folder: of the list of its files, as sha256sum prints it
+    sha256: str  # of a folder: of what sha256sum prints of its files
     size: int  # bytes
-    schema: str = field(repr=False)  # the source's, as SQL
-    contents: Contents = field(repr=False)
-    locale: str = ""  # the clauses of CREATE DATABASE that make a like database
-    seconds: float | None = None  # None: the backup existed before this run
+    locale: str  # the clauses of CREATE DATABASE that make a like database
+    schema: str = field(default="", repr=False)  # the source's, as SQL
+    # None: there is no source, and the backup is the witness of its own contents.
+    contents: Contents | None = field(default=None, repr=False)
+    seconds: float | None = None  # None: the backup was there before this run
     rehearsal: bool = False
-    uncompared: tuple[str, ...] = ()
-    foreign: frozenset[str] = frozenset()  # tables of extensions
+    uncompared: dict[str, str] = field(default_factory=dict)  # thing -> why
 
     @property
     def least_size(self) -> int:
-        """The bytes that the backup has at the very least; a live source may be empty."""
+        """Bytes below which it cannot hold its source; a live one may be empty."""
         return 1024 if self.rehearsal else 1
 
     @property
-    def tables(self) -> dict[str, int]:
-        """The source's tables, each with the number of its rows."""
+    def rows(self) -> dict[str, int]:
+        """The source's tables, each with its number of rows."""
         return {
             thing.removeprefix("table "): aspects["rows"]
-            for thing, aspects in self.contents.items()
-            if "rows" in aspects and thing.startswith("table ")
+            for thing, aspects in (self.contents or {}).items()
+            if thing.startswith("table ") and "rows" in aspects
         }
 
 
@@ -1175,7 +1215,7 @@ def create_backup(
 ) -> Backup:
     """A backup of the source that the options ask for; an existing one is adopted."""
     if options.backup:
-        return adopted_backup(options.backup, server, folder)
+        return adopted(options.backup, server)
     if options.live:
         return dumped(maintenance(configured), options, folder)
     with rehearsal(server) as source:
@@ -1184,16 +1224,20 @@ def create_backup(
 
 @contextmanager
 def rehearsal(server: Server) -> Iterator[Database]:
-    """A scratch database with the project's migrations and the sample; lost at the end."""
+    """A scratch database with the project's migrations and the sample, then lost."""
     from django.core.management import call_command
+    from django.db import Error
 
-    locale = locale_of(maintenance(server))
-    with scratch_database(server, "source", locale) as source:
+    with scratch_database(server, "source", locale_of(maintenance(server))) as source:
         with step("run the project's migrations"), lent(source):
-            call_command("migrate", interactive=False, verbosity=0)
+            try:
+                call_command("migrate", interactive=False, verbosity=0)
+            except Error as error:
+                said = server.scrubbed(str(error))
+                raise NotJudged(f"the project's migrations fail\n  {said}") from None
         with step("load the sample"), session(source) as cursor:
             cursor.execute("SHOW server_encoding")
-            utf8 = cursor.fetchone()[0] == "UTF8"
+            utf8 = cursor.fetchone() == ("UTF8",)
             cursor.execute(SAMPLE if utf8 else SAMPLE.encode("ascii", "replace"))
         yield source
 
@@ -1210,34 +1254,61 @@ def dumped(source: Database, options: Options, folder: Path) -> Backup:
     require_right_to_read(source)
     with snapshot_of(source) as snapshot, step("write the backup, read the source"):
         same = ("--snapshot", snapshot, "--lock-wait-timeout", lock_timeout(source))
+        schema_only = ("--schema-only", "--encoding", "UTF8")
         sequences = sequences_of(source)
         began = time.monotonic()
         with (
             started(command(source, "pg_dump", *same, *form)) as written,
-            started(
-                command(source, "pg_dump", *same, "--schema-only", "--encoding", "UTF8")
-            ) as schema_written,
+            started(command(source, "pg_dump", *same, *schema_only)) as schema_written,
             being_read(source, snapshot) as read,
+            progress(lambda: f"{size_on_disk(path):,} bytes written"),
         ):
             written()
             seconds = time.monotonic() - began
             sha256, size = fingerprint(path)
-            schema_sql = schema_written()
+            schema = schema_written()
             contents = read()
     merge(contents, bracketed(sequences, sequences_of(source)))
-    merge(contents, entries_of(schema_sql))
+    merge(contents, entries_of(schema))
     contents, uncompared = carried(contents)
     return Backup(
         path=path,
         format=options.format,
         sha256=sha256,
         size=size,
-        schema=schema_sql,
-        contents=contents,
         locale=locale_of(source),
+        schema=schema,
+        contents=contents,
         seconds=seconds,
-        uncompared=uncompared,
+        uncompared=uncompared | uncarried_of(source),
     )
+
+
+@contextmanager
+def progress(describe: Callable[[], str]) -> Iterator[None]:
+    """Show on a terminal, twice a second, how far a long act has come."""
+
+    def show() -> None:
+        while not over.wait(0.5):
+            print(f"\r{describe()}\033[K", end="", file=sys.stderr, flush=True)
+
+    over = Event()
+    thread = Thread(target=show)
+    if sys.stderr.isatty():
+        thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        if thread.ident:
+            thread.join()
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+def size_on_disk(path: Path) -> int:
+    """The bytes of a file, or of a folder's files, as far as they are written."""
+    files = path.iterdir() if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.exists())
 
 
 def lock_timeout(database: Database) -> str:
@@ -1296,7 +1367,8 @@ def bracketed(before: Contents, after: Contents) -> Contents:
             bracket[thing] = after[thing]
         else:
             low, high = sorted((before[thing]["value"], after[thing]["value"]))
-            bracket[thing] = {"value": range(low, high + 1)}
+            bracket[thing] = dict.fromkeys(after[thing], ANYTHING)
+            bracket[thing]["value"] = range(low, high + 1)
     return bracket
 
 
@@ -1306,35 +1378,186 @@ def merge(contents: Contents, more: Contents) -> None:
         contents.setdefault(thing, {}).update(aspects)
 
 
-def carried(contents: Contents) -> tuple[Contents, tuple[str, ...]]:
-    """What a dump can carry of the contents, and sentences on what it cannot."""
+def carried(contents: Contents) -> tuple[Contents, dict[str, str]]:
+    """What a dump carries of the contents, and why the rest is not compared."""
     kept: Contents = {}
-    left: list[str] = []
+    left: dict[str, str] = {}
     for thing, aspects in contents.items():
         if thing.startswith("index ") and not aspects.get("valid", True):
-            left.append(f"{thing}, which is invalid")
-        elif thing.startswith("rows not compared"):
-            left.append(f"{aspects['why']}")
-        elif aspects.get("enforced", "O") != "O":
-            left.append(f"whether {thing} is enforced")
-            kept[thing] = {k: v for k, v in aspects.items() if k != "enforced"}
-        else:
-            kept[thing] = aspects
-    return kept, tuple(left)
+            left[thing] = "invalid, so pg_dump leaves it out"
+            continue
+        kept[thing] = dict(aspects)
+        if aspects.get("enforced") not in (None, "O"):
+            left[thing] = "a dump does not tell that it is switched off"
+            kept[thing]["enforced"] = ANYTHING
+    return kept, left
 
 
-def fingerprint(path: Path) -> tuple[str, int]:
-    """The SHA-256 and the size in bytes of a file, or of a folder's list of files.
+# A dump has no rows of these, or may have only those that an extension asks for.
+UNCARRIED = """
+SELECT r.thing,
+       CASE r.relkind
+       WHEN 'f' THEN 'the rows lie elsewhere'
+       WHEN 'm' THEN 'the rows are made anew'
+       END
+  FROM relation AS r
+ WHERE r.relkind IN ('f', 'm')
+ UNION ALL
+SELECT 'table ' || n.nspname || '.' || c.relname, 'the rows belong to an extension'
+  FROM pg_class AS c
+  JOIN pg_namespace AS n ON n.oid = c.relnamespace
+  JOIN pg_depend AS d ON d.objid = c.oid
+ WHERE d.classid = 'pg_class'::regclass
+   AND d.deptype = 'e'
+   AND c.relkind = 'r'
+ UNION ALL
+SELECT 'subscription ' || subname, 'it is restored switched off'
+  FROM pg_subscription
+  JOIN pg_database AS d ON d.oid = subdbid
+ WHERE datname = current_database()
+ ORDER BY 1
+"""
 
-    For a folder it is what `sha256sum * | sha256sum` prints, sorted as LC_ALL=C does.
-    """
-    if not path.is_dir():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size
-    files = sorted(path.iterdir())
-    parts = [fingerprint(file) for file in files]
-    lines = "".join(f"{sha256}  {f.name}\n" for f, (sha256, _) in zip(files, parts))
-    return hashlib.sha256(lines.encode()).hexdigest(), sum(size for _, size in parts)
+
+def uncarried_of(source: Database) -> dict[str, str]:
+    """What of the source is not compared, because a dump does not carry it: why."""
+    with session(source) as cursor:
+        cursor.execute(RELATIONS + UNCARRIED)
+        return dict(cursor.fetchall())
+
+
+# --- A backup that exists -------------------------------------------------------------
+
+FORMATS = {
+    "plain": rb"(\s*--[^\n]*\n)*?-- PostgreSQL database dump\r?\n",
+    "custom": b"PGDMP",
+    "gzip": b"\x1f\x8b",
+    "tar": rb"toc\.dat\0",
+}
+# What is not a backup of one database, or not yet.
+STRANGERS = {
+    rb"(\s*--[^\n]*\n)*?-- PostgreSQL database cluster dump": (
+        "pg_dumpall wrote it, and it recreates a whole server",
+        "back each database up with pg_dump",
+    ),
+    rb"Salted__|-----BEGIN PGP|age-encryption|\x85[\x01-\x04]|\x8c\x0d": (
+        "it is encrypted",
+        "decrypt it first",
+    ),
+    rb"\xfd7zXZ|\x28\xb5\x2f\xfd|BZh|PK\x03\x04|\x04\x22M\x18": (
+        "it is compressed by another program than gzip",
+        "decompress it first",
+    ),
+    rb"\xff\xfe|\xfe\xff": (
+        "it is UTF-16, as a redirection in PowerShell makes it",
+        "let pg_dump write the file itself: pg_dump --file",
+    ),
+    rb"SQLite format 3|-- MySQL dump|-- MariaDB dump": (
+        "it is of another database system",
+        "the drill restores what pg_dump writes",
+    ),
+}
+
+
+def adopted(path: Path, server: Server) -> Backup:
+    """A backup that was there before this run; it is only ever read."""
+    form = format_of(path)
+    sha256, size = fingerprint(path)
+    record = path.with_name(f"{path.name}.sha256")
+    if record.exists():
+        expected = (record.read_text().split() or ["nothing"])[0].lower()
+        if sha256 != expected:
+            raise BackupIsBad(
+                f"the backup is not the one that {record.name} speaks of\n"
+                f"  SHA-256: found {sha256}, expected {expected}"
+            )
+    backup = Backup(path, form, sha256, size, locale="")
+    head = head_of(backup, server)
+    require_not_newer(head, server)
+    return replace(backup, locale=locale_for(head, server))
+
+
+def format_of(path: Path) -> str:
+    """The format of a backup, told from its content."""
+    if path.is_dir():
+        if not (path / "toc.dat").is_file():
+            raise BackupIsBad(f"{path} is no backup: the folder has no toc.dat")
+        return "directory"
+    with path.open("rb") as file:
+        head = file.read(512)
+    if not head.strip(b"\0"):
+        found = "it is empty" if not head else "it begins with zero bytes"
+        raise BackupIsBad(f"{path} is no backup: {found}")
+    for form, magic in FORMATS.items():
+        if re.match(magic, head):
+            if form == "tar":
+                refuse("the backup is damaged", faults_of_tar(path))
+            return form
+    for magic, (fact, hint) in STRANGERS.items():
+        if re.match(magic, head):
+            raise BackupIsBad(f"{path} cannot be restored: {fact}\n  {hint}")
+    raise BackupIsBad(
+        f"{path} is no backup that pg_dump wrote\n"
+        f"  it begins with {quoted(head)}, expected {quoted(HEADER)}\n"
+        f"  if it is encrypted, decrypt it first"
+    )
+
+
+def faults_of_tar(path: Path) -> list[str]:
+    """What is wrong with a tar, which pg_restore may read cut, or read for ever."""
+    size = path.stat().st_size
+    with tarfile.open(path, "r:") as tar:
+        try:
+            members = tar.getmembers()
+        except tarfile.TarError as error:
+            return [f"the tar cannot be read: {error}"]
+    faults = [
+        f"the tar is cut in {member.name}: found {size - member.offset_data} bytes, "
+        f"expected {member.size}"
+        for member in members
+        if member.offset_data + member.size > size
+    ]
+    with path.open("rb") as file:
+        file.seek(-1024, os.SEEK_END)
+        if not faults and file.read().strip(b"\0"):
+            faults = ["the tar is cut: it has no end-of-archive blocks"]
+    return faults
+
+
+def head_of(backup: Backup, server: Server) -> str:
+    """The beginning of the backup as SQL, with its versions and its encoding."""
+    if backup.format in ("plain", "gzip"):
+        opened = gzip.open if backup.format == "gzip" else open
+        with opened(backup.path, "rb") as file:
+            return file.read(4096).decode("utf-8", "replace")
+    return run(archive_command(backup, server, "--schema-only"))[:4096]
+
+
+def require_not_newer(head: str, server: Server) -> None:
+    """Raise NotJudged when a newer PostgreSQL wrote the backup."""
+    for what in ("from database", "by pg_dump"):
+        written = re.search(rf"^-- Dumped {what} version (\d+)", head, re.MULTILINE)
+        if written and int(written[1]) > server.major:
+            raise NotJudged(
+                f"the backup was dumped {what} version {written[1]}, and PostgreSQL "
+                f"{server.version} cannot be relied on to restore it\n"
+                f"  run the drill on a server of version {written[1]} or newer"
+            )
+
+
+def locale_for(head: str, server: Server) -> str:
+    """The clauses of CREATE DATABASE for a backup's encoding; it tells no locale."""
+    encoding = re.search(r"^SET client_encoding = '(\w+)';", head, re.MULTILINE)
+    with session(maintenance(server)) as cursor:
+        cursor.execute("""
+            SELECT pg_encoding_to_char(encoding)
+              FROM pg_database
+             WHERE datname = 'template0'
+            """)
+        (default,) = cursor.fetchone()
+    if encoding is None or encoding[1] == default:
+        return ""
+    return f"ENCODING '{encoding[1]}' LC_COLLATE 'C' LC_CTYPE 'C'"
 
 
 # --- Contents -------------------------------------------------------------------------
@@ -1364,26 +1587,63 @@ WITH relation AS (
                           AND d.objid = c.oid
                           AND d.deptype = 'e'))
 """
-# A parent does not count its children (ONLY). Columns go by name, because a restore
-# may order those of an inheritance child differently. Sums keep equal rows apart from
-# none; XOR would not.
+# A parent does not count its children (ONLY). Columns go by name, because a restore may
+# order those of an inheritance child differently. A sum counts equal rows, XOR loses
+# them. What enum a hash partition holds depends on OIDs: there the root is read.
 TABLES = """
-SELECT coalesce(pg_table_size(r.oid), 0), r.thing,
+SELECT DISTINCT ON (r.oid)
+       pg_table_size(r.oid),
+       r.thing,
        format('SELECT %L, json_build_object(''rows'', count(*), ''values'', '
-              'sum(hashtextextended(ROW(%s)::text COLLATE "C", 0)))::text '
-              'FROM ONLY %I.%I AS t',
+              'coalesce(sum(hashtextextended(ROW(%s)::text COLLATE "C", 0)), 0))::text',
               r.thing,
               (SELECT string_agg(format('t.%I', attname), ', '
                                  ORDER BY attname COLLATE "C")
                  FROM pg_attribute
                 WHERE attrelid = r.oid
                   AND attnum > 0
-                  AND NOT attisdropped),
-              r.nspname, r.relname)
-  FROM relation AS r
- WHERE r.relkind = 'r'
- ORDER BY 1 DESC, r.thing COLLATE "C"
+                  AND NOT attisdropped)),
+       format('%I.%I', r.nspname, r.relname),
+       r.relkind
+  FROM relation AS leaf
+  LEFT JOIN LATERAL (
+           SELECT pg_partition_root(leaf.oid) AS oid
+             FROM pg_partition_ancestors(leaf.oid) AS ancestor
+             JOIN pg_partitioned_table AS p ON p.partrelid = ancestor.relid
+             JOIN pg_opclass AS c ON c.oid = ANY (p.partclass)
+            WHERE p.partstrat = 'h'
+              AND c.opcname = 'enum_ops'
+            LIMIT 1
+       ) AS root ON true
+  JOIN relation AS r ON r.oid = coalesce(root.oid, leaf.oid)
+ WHERE leaf.relkind = 'r'
 """
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table, and the question for the number and the values of its rows."""
+
+    size: int  # bytes
+    thing: str
+    question: str  # which lacks its FROM
+    name: str  # quoted
+    kind: str
+
+    @property
+    def statement(self) -> str:
+        """The question, put to the table itself."""
+        only = "ONLY " if self.kind == "r" else ""
+        return f"{self.question} FROM {only}{self.name} AS t"
+
+
+def tables_of(cursor: Any) -> list[Table]:
+    """The tables whose rows are compared, the largest first."""
+    cursor.execute(RELATIONS + TABLES)
+    tables = [Table(*row) for row in cursor.fetchall()]
+    return sorted(tables, key=lambda table: (-table.size, table.thing))
+
+
 SEQUENCES = """
 SELECT format('SELECT %L, json_build_object(''value'', last_value, ''called'', '
               'is_called, ''behind'', %s)::text FROM %I.%I',
@@ -1466,6 +1726,7 @@ OBJECTS = (
       FROM relation AS r
       JOIN pg_constraint AS c ON c.conrelid = r.oid
      WHERE c.contype <> 't'
+       AND NOT (c.contype = 'f' AND c.conparentid <> 0)
     """,
     """
     SELECT r.thing, json_build_object(
@@ -1601,10 +1862,9 @@ def being_read(
 ) -> Iterator[Callable[[], Contents]]:
     """Start to read rows and objects; yield what waits for them."""
     with session(database, snapshot) as cursor:
-        cursor.execute(RELATIONS + TABLES)
-        tables = cursor.fetchall()
-    large = [statement for size, _, statement in tables if size > 2**20]
-    small = [statement for size, _, statement in tables if size <= 2**20]
+        tables = tables_of(cursor)
+    large = [table.statement for table in tables if table.size > 2**20]
+    small = [table.statement for table in tables if table.size <= 2**20]
     statements = [*large, *joined(small), *map(as_text, OBJECTS)]
     with being_asked(database, statements, snapshot) as answer:
         yield lambda: gathered(answer())
@@ -1667,8 +1927,11 @@ def being_asked(
                 busy.discard(cursor)
 
     def finish() -> list[tuple]:
-        for future in futures:
-            future.result()
+        with progress(
+            lambda: f"{len(answers)} of {len(statements)} questions answered"
+        ):
+            for future in futures:
+                future.result()
         return [row for number in sorted(answers) for row in answers[number]]
 
     with ThreadPoolExecutor(sessions) as pool:
@@ -1717,10 +1980,13 @@ def departures(backup: Backup, found: Contents, restored: Database) -> list[str]
     after their first round trip. So when anything differs, the source's schema makes a
     round trip of its own, and only what differs then counts.
     """
-    sentences = differences(backup.contents, found)
+    sentences = differences(backup.contents or {}, found)
     if sentences:
         with reference_database(backup, restored.server) as reference:
-            expected = after_round_trip(backup.contents, contents_of(reference))
+            if backup.contents is None:
+                expected = witnessed_contents(backup, reference)
+            else:
+                expected = after_round_trip(backup.contents, contents_of(reference))
         sentences = differences(expected, found)
     return sentences
 
@@ -1729,8 +1995,11 @@ def departures(backup: Backup, found: Contents, restored: Database) -> list[str]
 def reference_database(backup: Backup, server: Server) -> Iterator[Database]:
     """A scratch database with the source's schema, and no rows."""
     with scratch_database(server, "reference", backup.locale) as reference:
-        with step("load the source's schema alone"), TemporaryFile("w+") as sql:
-            sql.write(backup.schema)
+        with step("load the schema alone"), TemporaryFile("w+b") as sql:
+            if backup.contents is None:
+                SqlScan(on_schema=sql.write).read(backup, server)
+            else:
+                sql.write(backup.schema.encode(errors="surrogateescape"))
             sql.seek(0)
             load_sql(reference, sql)
         yield reference
@@ -1738,11 +2007,76 @@ def reference_database(backup: Backup, server: Server) -> Iterator[Database]:
 
 def after_round_trip(contents: Contents, reference: Contents) -> Contents:
     """The contents, with definitions as the reference has them."""
-    expected = {thing: dict(aspects) for thing, aspects in contents.items()}
-    for thing, aspects in reference.items():
-        definition = {k: v for k, v in aspects.items() if k not in STATE}
-        expected.setdefault(thing, {}).update(definition)
+    expected: Contents = {}
+    for thing, aspects in contents.items():
+        again = reference.get(thing, {})
+        definition = {k: v for k, v in again.items() if k not in STATE}
+        expected[thing] = aspects | definition
     return expected
+
+
+def witnessed_contents(backup: Backup, reference: Database) -> Contents:
+    """What the backup itself testifies to: its rows as the server reads them.
+
+    The reference has everything but the COPY blocks. Each of those is loaded into a
+    table like its own, which is then questioned.
+    """
+    with session(reference) as cursor:
+        tables = {table.thing: table for table in tables_of(cursor)}
+        cursor.execute("SELECT rolsuper FROM pg_roles WHERE rolname = current_user")
+        (superuser,) = cursor.fetchone()
+    contents = contents_of(reference)
+    arguments = ("-X", "-q", "-At", "-v", "ON_ERROR_STOP=1", "-f", "-")
+    with step("question the backup's rows"):
+        testimony = witness_script(backup, reference.server, tables, superuser)
+        with written_to_pipe(testimony) as script:
+            said = run(command(reference, "psql", *arguments), stdin=script)
+    witnessed: Contents = {}
+    for thing, aspects in map(json.loads, said.splitlines()):
+        seen = witnessed.setdefault(thing, {"rows": 0, "values": 0})
+        for aspect, value in json.loads(aspects).items():
+            seen[aspect] += value  # a partition's block may be one of its root's
+    merge(contents, witnessed)
+    return contents
+
+
+def witness_script(
+    backup: Backup, server: Server, tables: dict[str, Table], superuser: bool
+) -> Callable[[BinaryIO], None]:
+    """What writes SQL that loads and questions each COPY block of the backup."""
+
+    def write(script: BinaryIO) -> None:
+        def on_block(name: str, columns: str) -> None:
+            nonlocal table
+            table = tables.get(f"table {name}")
+            if table:
+                script.write(
+                    f"CREATE TEMP TABLE witness (LIKE {table.name} "
+                    f"INCLUDING GENERATED);\n"
+                    f"RESET lc_monetary;\n"
+                    f"COPY witness {columns} FROM stdin;\n".encode()
+                )
+
+        def on_rows(rows: bytes) -> None:
+            if table:
+                script.write(rows)
+
+        def on_end() -> None:
+            if table:
+                script.write(
+                    f"\\.\nSET lc_monetary TO 'C';\n"
+                    f"SELECT json_build_array(a, b) FROM ({table.question} "
+                    f"FROM witness AS t) AS q (a, b);\nDROP TABLE witness;\n".encode()
+                )
+
+        table: Table | None = None
+        script.write(PINNED.encode())
+        if superuser:  # an event trigger may forbid the table
+            script.write(b"SET session_replication_role TO replica;\n")
+        script.write(b"SET search_path TO pg_temp;\n")
+        SqlScan(on_block=on_block, on_rows=on_rows, on_end=on_end).read(backup, server)
+
+    return write
 
 
 def differences(expected: Contents, found: Contents) -> list[str]:
@@ -1765,7 +2099,7 @@ def differing_aspects(
     said = False
     for aspect in [*expected, *(found.keys() - expected.keys())]:
         want, got = expected.get(aspect), found.get(aspect)
-        if got == want or isinstance(want, range) and got in want:
+        if want in (got, ANYTHING) or isinstance(want, range) and got in want:
             continue
         if aspect == "pg_dump" and said:
             continue
@@ -1805,57 +2139,116 @@ class Reading:
 
     sha256: str
     size: int
-    blocks: dict[str, int]  # table -> rows of its COPY block
-    problems: tuple[str, ...]  # seen without a comparison
+    rows: dict[str, int]  # of each table that has a COPY block
+    problems: list[str]  # that need no comparison to be seen
 
 
 def problems_in(reading: Reading, backup: Backup) -> list[str]:
     """One sentence for each sign that the backup is not what was written."""
-    problems = list(reading.problems)
+    problems = [*reading.problems]
     if reading.sha256 != backup.sha256:
         problems.insert(0, f"SHA-256: found {reading.sha256}, expected {backup.sha256}")
     if reading.size != backup.size:
         problems.append(f"size: found {reading.size} bytes, expected {backup.size}")
-    for table, rows in backup.tables.items():
-        found = reading.blocks.get(table)
-        if found is None:
+    if backup.contents is None:
+        return problems
+    for table, rows in backup.rows.items():
+        if table not in reading.rows:
             problems.append(f"table {table}: no COPY block, expected {rows} rows")
-        elif found != rows:
+        elif reading.rows[table] != rows:
+            found = reading.rows[table]
             problems.append(f"table {table}: found {found} rows, expected {rows}")
-    for table in reading.blocks.keys() - backup.tables.keys() - backup.foreign:
-        problems.append(f"table {table}: unexpected, the source has no such table")
+    for table in reading.rows.keys() - backup.rows.keys():
+        if f"table {table}" not in backup.uncompared:
+            problems.append(f"table {table}: unexpected, the source has no such table")
     return problems
 
 
-def readings_of(backup: Backup, server: Server) -> tuple[Reading, Reading, Reading]:
+def readings_of(backup: Backup, server: Server) -> list[Reading]:
     """The backup as it is, as if it were cut, and as if one bit of it were flipped.
 
     One pass serves all three: the damaged ones part from it in its last piece.
     """
     with open_sql(backup, server) as sql:
-        scans = three_ways(SqlScan(), sql)
-    readings = [scan.finish() for scan in scans]
-    return tuple(readings)
+        if backup.format == "plain":
+            scans = three_ways(sql, SqlScan(), Digest())
+        else:  # what is hashed is not what is scanned
+            scans = [(scan,) for (scan,) in three_ways(sql, SqlScan())]
+            scans = zip([scan for (scan,) in scans], digests_of(backup.path))
+        return [
+            Reading(digest.hexdigest, digest.size, scan.rows, scan.finish())
+            for scan, digest in scans
+        ]
 
 
-def three_ways(scan: Any, stream: BinaryIO) -> tuple[Any, Any, Any]:
-    """The scan of the stream, of the stream cut short, and with one bit flipped."""
+def three_ways(stream: BinaryIO, *scans: Any) -> list[tuple[Any, ...]]:
+    """The scans of the stream, of the stream cut short, and with one bit flipped."""
     last = b""
     while piece := stream.read(CHUNK):
-        scan.update(last)
+        for scan in scans:
+            scan.update(last)
         last = piece
-    cut, flipped = scan.copy(), scan.copy()
+    cut, flipped = [[scan.copy() for scan in scans] for _ in range(2)]
     half = len(last) // 2
-    cut.update(last[:half])
-    flipped.update(
-        last[:half] + bytes(b ^ 1 for b in last[half:][:1]) + last[half + 1 :]
-    )
-    scan.update(last)
-    return scan, cut, flipped
+    bit = bytes(byte ^ 1 for byte in last[half : half + 1])
+    for scan in cut:
+        scan.update(last[:half])
+    for scan in flipped:
+        scan.update(last[:half] + bit + last[half + 1 :])
+    for scan in scans:
+        scan.update(last)
+    return [scans, tuple(cut), tuple(flipped)]
+
+
+class Digest:
+    """A SHA-256 and a size, taken piece by piece."""
+
+    def __init__(self) -> None:
+        self.sha256 = hashlib.sha256()
+        self.size = 0
+
+    def update(self, piece: bytes) -> None:
+        """Take one more piece."""
+        self.sha256.update(piece)
+        self.size += len(piece)
+
+    def copy(self) -> "Digest":
+        """A twin that goes its own way from here."""
+        twin = Digest()
+        twin.sha256, twin.size = self.sha256.copy(), self.size
+        return twin
+
+    @property
+    def hexdigest(self) -> str:
+        """The SHA-256 of the pieces."""
+        return self.sha256.hexdigest()
+
+
+def fingerprint(path: Path) -> tuple[str, int]:
+    """The SHA-256 and the size in bytes of a backup."""
+    digest = digests_of(path)[0]
+    return digest.hexdigest, digest.size
+
+
+def digests_of(path: Path) -> list[Digest]:
+    """The digests of a backup as it is, cut, and with one bit flipped.
+
+    For a folder it is what `sha256sum * | sha256sum` prints, sorted as LC_ALL=C does.
+    """
+    if not path.is_dir():
+        with path.open("rb") as file:
+            return [digest for (digest,) in three_ways(file, Digest())]
+    files = sorted(path.iterdir())
+    digests = [Digest() for _ in range(3)]
+    for file in files:
+        for digest, part in zip(digests, digests_of(file), strict=True):
+            digest.sha256.update(f"{part.hexdigest}  {file.name}\n".encode())
+            digest.size += part.size
+    return digests
 
 
 NAME = r'(?:"(?:[^"]|"")*"|[^\s".]+)'
-COPY = re.compile(rf"COPY ({NAME})\.({NAME}) (?:\(.*\) )?FROM stdin\Z", re.DOTALL)
+COPY = re.compile(rf"COPY ({NAME})\.({NAME}) (\(.*\))? ?FROM stdin\Z", re.DOTALL)
 # What psql tells apart outside COPY data; two quotes in a row are two quoted pieces.
 TOKEN = re.compile(
     rb"""
@@ -1871,38 +2264,55 @@ TOKEN = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
+NAMES_ROLES = re.compile(
+    "ALTER .*OWNER TO|GRANT|ALTER DEFAULT PRIVILEGES|CREATE (POLICY|USER MAPPING)"
+)
+ROLES = re.compile(rf"\b(?:TO|FOR ROLE|FOR) ({NAME}(?:, {NAME})*)")
 OPENING = re.compile(rb"""--|\\|'|"|/\*|(?<![\w$])(?:[eE]'|\$\w*\$)""")
 LONGEST_OPENING = 128  # bytes: a dollar quote's tag has 63 at most
 
 
 class SqlScan:
-    """A plain backup, scanned piece by piece, with psql's eyes.
+    """A backup as SQL, scanned piece by piece, with psql's eyes.
 
-    Text in quotes may look like COPY or like the closing line, and is neither.
+    Text in quotes may look like COPY or like the closing line, and is neither. What is
+    found can be followed: `on_schema` gets all text but the COPY blocks; `on_block`,
+    `on_rows` and `on_end` get those.
     """
 
-    def __init__(self) -> None:
-        self.sha256 = hashlib.sha256()
-        self.size = 0
-        self.blocks: dict[str, int] = {}
+    def __init__(self, **followers: Callable) -> None:
+        self.followers = followers
+        self.rows: dict[str, int] = {}
+        self.roles: set[str] = set()
         self.problems: list[str] = []
         self.rest = b""  # not scanned yet
         self.statement: list[bytes] = []
         self.table: str | None = None  # whose COPY data come
+        self.encoding = "utf-8"
         self.begun = self.ended = False
 
     def copy(self) -> "SqlScan":
         """A twin that goes its own way from here."""
         twin = copy.copy(self)
-        twin.sha256 = self.sha256.copy()
-        twin.blocks, twin.problems = dict(self.blocks), list(self.problems)
+        twin.rows, twin.problems = dict(self.rows), list(self.problems)
         twin.statement = list(self.statement)
         return twin
 
+    def read(self, backup: Backup, server: Server) -> "SqlScan":
+        """Scan a whole backup."""
+        with open_sql(backup, server) as sql:
+            while piece := sql.read(CHUNK):
+                self.update(piece)
+        self.finish()
+        return self
+
+    def tell(self, follower: str, *found: Any) -> None:
+        """Let a follower know, if it is there."""
+        if follower in self.followers:
+            self.followers[follower](*found)
+
     def update(self, piece: bytes, final: bool = False) -> None:
         """Scan as far as it is certain what comes."""
-        self.sha256.update(piece)
-        self.size += len(piece)
         self.rest += piece
         at = 0
         while at < len(self.rest):
@@ -1913,33 +2323,41 @@ class SqlScan:
             at = after
         self.rest = self.rest[at:]
 
-    def scan_rows(self, at: int, final: bool) -> int | None:
+    def scan_rows(self, at: int, _final: bool) -> int | None:
         """Count rows up to the end of the block, or to the last whole row."""
         if self.rest.startswith(b"\\.\n", at):
             self.table = None
+            self.tell("on_end")
             return at + 3
         end = self.rest.find(b"\n\\.\n", at)
         after = (self.rest.rfind(b"\n", at) if end < 0 else end) + 1
-        self.blocks[self.table] += self.rest.count(b"\n", at, after)
-        return after if after > at else None
+        if after <= at:
+            return None
+        self.rows[self.table] += self.rest.count(b"\n", at, after)
+        if "on_rows" in self.followers:
+            self.tell("on_rows", self.rest[at:after])
+        return after
 
     def scan_text(self, at: int, final: bool) -> int | None:
         """Take one token; nothing while it may not be whole."""
         if not final and len(self.rest) - at < LONGEST_OPENING:
             return None
         token = TOKEN.match(self.rest, at)
-        kind = token.lastgroup if token.lastgroup != "tag" else "quoted"
+        kind = "quoted" if token.lastgroup == "tag" else token.lastgroup
         if kind == "plain" and OPENING.match(self.rest, at) and not final:
             return None
+        self.statement.append(token[0])
         if kind == "comment":
-            self.take_comment(token[0].strip())
+            self.take_comment(self.statement.pop().strip())
+            self.tell("on_schema", token[0])
         elif kind == "meta":
-            self.take_meta(token[0].strip())
+            self.take_meta(self.statement.pop().strip())
         elif kind == "end":
-            self.take_statement(b"".join(self.statement).strip())
+            statement = b"".join(self.statement)
             self.statement.clear()
-        else:
-            self.statement.append(token[0])
+            self.take_statement(statement.strip(b" \r\n;"))
+            if self.table is None:
+                self.tell("on_schema", statement)
         return token.end()
 
     def take_comment(self, line: bytes) -> None:
@@ -1956,18 +2374,23 @@ class SqlScan:
         if line.split()[0] not in (b"\\restrict", b"\\unrestrict"):
             self.problems.append(f"a command for psql: {quoted(line)}")
 
-    def take_statement(self, text: bytes) -> None:
+    def take_statement(self, raw: bytes) -> None:
         """Open a COPY block, refuse what undoes a restore or leaves its database."""
         if self.ended:
-            self.trailing(text)
-        if text.startswith(b"COPY "):
-            if named := COPY.match(text.decode("utf-8", "replace")):
-                self.table = ".".join(unquoted(name) for name in named.groups())
-                if self.table in self.blocks:
-                    self.problems.append(f"table {self.table}: a second COPY block")
-                self.blocks[self.table] = 0
-        elif re.match(rb"ROLLBACK|ABORT|(CREATE|DROP|ALTER) DATABASE\b", text):
-            self.problems.append(f"a statement that no restore may run: {quoted(text)}")
+            self.trailing(raw)
+        text = raw.decode(self.encoding, "surrogateescape")
+        if found := COPY.match(text):
+            *name, columns = found.groups()
+            self.table = ".".join(map(unquoted, name))
+            self.rows.setdefault(self.table, 0)
+            self.tell("on_block", self.table, columns or "")
+        elif found := re.match(r"SET client_encoding = '(\w+)'", text):
+            self.encoding = codec_of(found[1])
+        elif re.match(r"ROLLBACK|ABORT|(CREATE|DROP|ALTER) DATABASE\b", text):
+            self.problems.append(f"a statement that no restore may run: {quoted(raw)}")
+        elif NAMES_ROLES.match(text):
+            for names in ROLES.findall(text):
+                self.roles |= {unquoted(name) for name in re.findall(NAME, names)}
 
     def trailing(self, text: bytes) -> None:
         """Note that the end is not the end, once."""
@@ -1975,8 +2398,8 @@ class SqlScan:
         if not any(known.startswith(problem) for known in self.problems):
             self.problems.append(f"{problem}: {quoted(text)}")
 
-    def finish(self) -> Reading:
-        """What was found, once there is no more to come."""
+    def finish(self) -> list[str]:
+        """The problems that were found, once there is no more to come."""
         self.update(b"", final=True)
         if not self.begun:
             self.problems.insert(0, f"no header, expected {quoted(HEADER)}")
@@ -1986,14 +2409,19 @@ class SqlScan:
             self.problems.append(f"an unfinished statement: {quoted(rest)}")
         if not self.ended:
             self.problems.append(f"no closing line, expected {quoted(CLOSING)}")
-        return Reading(
-            self.sha256.hexdigest(), self.size, self.blocks, tuple(self.problems)
-        )
+        return self.problems
 
 
 def quoted(text: bytes) -> str:
     """The beginning of the text, as a message shows it."""
     return repr(shortened(text.decode("utf-8", "replace"), 60))
+
+
+def codec_of(encoding: str) -> str:
+    """Python's name for an encoding of PostgreSQL's."""
+    with suppress(LookupError):
+        return codecs.lookup(encoding.replace("WIN", "cp")).name
+    return "utf-8"
 
 
 def unquoted(identifier: str) -> str:
@@ -2005,22 +2433,90 @@ def unquoted(identifier: str) -> str:
 
 @contextmanager
 def open_sql(backup: Backup, server: Server) -> Iterator[BinaryIO]:
-    """The backup as SQL, in a stream that another program can read too."""
+    """The backup as SQL, to be read to its end, by us or by another program."""
     if backup.format == "plain":
         with backup.path.open("rb") as file:
             yield file
+    elif backup.format == "gzip":
+        with written_to_pipe(functools.partial(unpack, backup.path)) as stream:
+            yield stream
     else:
-        raise NotImplementedError
+        reading, writing = os.pipe()
+        archive = archive_command(backup, server)
+        with (
+            open(reading, "rb") as stream,
+            open(writing, "wb") as pipe,
+            started(archive, stdout=pipe) as finish,
+        ):
+            pipe.close()
+            yield stream
+            finish()
+
+
+def archive_command(backup: Backup, server: Server, *arguments: str) -> Command:
+    """pg_restore, writing an archive as SQL: --list would not read the data."""
+    program = str(server.programs["pg_restore"].path)
+    return Command((program, *arguments, "-f", "-", str(backup.path)), server.timeout)
+
+
+def unpack(path: Path, target: BinaryIO) -> None:
+    """Write what a gzip file holds. Raises BackupIsBad when it is cut or damaged."""
+    try:
+        with gzip.open(path) as packed:
+            shutil.copyfileobj(packed, target, CHUNK)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise BackupIsBad(f"the backup is damaged\n  gzip: {error}") from None
+
+
+@contextmanager
+def written_to_pipe(write: Callable[[BinaryIO], None]) -> Iterator[BinaryIO]:
+    """What a function writes, as a stream that another program can read too."""
+
+    def write_and_close() -> None:
+        with suppress(BrokenPipeError), open(writing, "wb") as pipe:
+            write(pipe)
+
+    reading, writing = os.pipe()
+    with ThreadPoolExecutor(1) as pool:
+        with open(reading, "rb") as stream:
+            written = pool.submit(write_and_close)
+            yield stream
+        written.result()
 
 
 # --- The restored database ------------------------------------------------------------
 
 
+def provide_roles(backup: Backup, server: Server) -> None:
+    """Create the roles that the backup names on a private server, which has none."""
+    if not server.private:
+        return
+    scan = SqlScan()
+    if backup.contents is None:
+        scan.read(backup, server)
+    else:
+        scan.update(backup.schema.encode(errors="surrogateescape"), final=True)
+    with session(maintenance(server)) as cursor:
+        cursor.execute("SELECT rolname FROM pg_roles")
+        known = {name for (name,) in cursor.fetchall()} | {"PUBLIC"}
+        for role in sorted(scan.roles - known):
+            cursor.execute("SELECT quote_ident(%s)", [role])
+            cursor.execute(f"CREATE ROLE {cursor.fetchone()[0]}")
+
+
 def load_backup(backup: Backup, restored: Database, jobs: int) -> float:
     """Load the backup into the empty database; return the seconds that it took."""
     began = time.monotonic()
-    with step("load the backup"), open_sql(backup, restored.server) as sql:
-        load_sql(restored, sql)
+    with step("load the backup"):
+        if backup.format in ("plain", "gzip"):
+            with open_sql(backup, restored.server) as sql:
+                load_sql(restored, sql)
+        else:
+            at_once = backup.format != "tar" and jobs > 1
+            how = ("--jobs", str(jobs)) if at_once else ("--single-transaction",)
+            run(
+                command(restored, "pg_restore", "--exit-on-error", *how, backup.path),
+            )
     return time.monotonic() - began
 
 
@@ -2032,6 +2528,14 @@ def load_sql(database: Database, sql: Any) -> None:
     """
     arguments = ("-X", "-q", "-1", "-v", "ON_ERROR_STOP=1", "-f", "-")
     run(command(database, "psql", *arguments), stdin=sql)
+
+
+def counts_of(contents: Contents) -> dict[str, int]:
+    """How much was compared."""
+    tables = [
+        a["rows"] for t, a in contents.items() if "rows" in a and t[:5] == "table"
+    ]
+    return {"tables": len(tables), "rows": sum(tables), "objects": len(contents)}
 
 
 def faults_in(restored: Database, rehearsal: bool) -> tuple[list[str], list[str]]:
@@ -2101,8 +2605,7 @@ def prove_that_a_change_is_seen(restored: Database, found: Contents) -> None:
     with session(restored) as cursor:
         cursor.execute(RELATIONS + CHANGES)
         changes = [row for row in cursor.fetchall() if found[row[0]].get("rows")]
-        cursor.execute(RELATIONS + TABLES)
-        questions = {thing: question for _, thing, question in cursor.fetchall()}
+        questions = {table.thing: table.statement for table in tables_of(cursor)}
         for thing, change in changes[:100]:
             if not made(change, cursor):
                 continue
@@ -2132,20 +2635,24 @@ def made(change: str, cursor: Any) -> bool:
 
 # --- The evidence ---------------------------------------------------------------------
 
-NEVER_COMPARED = (
-    "roles and their passwords",
-    "tablespaces",
-    "settings of the database itself",
-    "other databases",
-)
+NEVER_COMPARED = {
+    "roles and their passwords": "",
+    "tablespaces": "",
+    "settings of the database itself": "",
+    "other databases": "",
+}
 
 
 class Evidence:
     """The facts of a run, and the verdict on each act, as they become known."""
 
     def __init__(self) -> None:
-        self.facts: dict[str, Any] = {}
-        self.verdicts: dict[str, tuple[str, str]] = {}  # act -> verdict, sentence
+        self.facts: dict[str, Any] = {
+            "version": 1,
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "verdict": "passed",
+            "tests": {},
+        }
 
     def note(self, **facts: Any) -> None:
         """Add facts."""
@@ -2155,35 +2662,81 @@ class Evidence:
         """Run an act and record its verdict, its sentence and its seconds."""
         log.info("")  # unittest has begun a line
         began = time.monotonic()
-        verdict, sentence = "passed", ""
+        verdict, sentence = "passed", (method.__doc__ or "").strip()
         try:
-            if self.verdicts.get(after, ("passed",))[0] != "passed":
+            before = self.facts["tests"].get(after)
+            if before and before["verdict"] != "passed":
                 raise BackupIsBad(f"not attempted, because {after} did not pass")
             method(owner)
         except OSError as error:  # a full disk, a folder without rights
             verdict, sentence = "error", f"{error}{advice(str(error))}"
             raise NotJudged(sentence) from None
-        except (BackupIsBad, NotJudged) as error:
-            verdict = "failed" if isinstance(error, BackupIsBad) else "error"
-            sentence = str(error)
+        except (BackupIsBad, NotJudged, unittest.SkipTest) as error:
+            verdict, sentence = VERDICTS[type(error)], str(error)
             raise error.with_traceback(None) from None
         except BaseException as error:
             verdict, sentence = "error", f"{type(error).__name__}: {error}"
             raise
         finally:
-            self.verdicts[act] = (verdict, sentence)
-            self.note(**{f"seconds_{act}": round(time.monotonic() - began, 3)})
+            seconds = round(time.monotonic() - began, 3)
+            self.facts["tests"][act] = {
+                "verdict": verdict,
+                "sentence": sentence,
+                "seconds": seconds,
+            }
+            if self.facts["verdict"] == "passed":
+                self.facts["verdict"] = verdict
+
+
+VERDICTS = {BackupIsBad: "failed", NotJudged: "error", unittest.SkipTest: "skipped"}
 
 
 def publish(evidence: Evidence, options: Options) -> None:
     """Print the evidence; append it to the job's summary; write the report."""
-    facts = rows_of(evidence.facts)
-    paragraph = "; ".join(f"{name} {value}" for name, value in facts)
-    print(f"\nevidence: {paragraph}", file=sys.stderr)
+    lines = told(evidence.facts)
+    paragraph = "; ".join(f"{name}: {value}" for name, value in lines.items())
+    print(f"\n{textwrap.fill(paragraph, 88)}", file=sys.stderr)
+    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+        rows = [f"| {name} | {escaped(value)} |" for name, value in lines.items()]
+        table = "\n".join(["| backup drill | |", "|---|---|", *rows])
+        with open(summary, "a", encoding="utf-8", errors="replace") as file:
+            file.write(f"{table}\n\n")
+    if options.report:
+        text = json.dumps(evidence.facts, indent=2)
+        options.report.write_text(f"{text}\n", encoding="utf-8")
 
 
-def rows_of(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    return [(k, str(v)) for k, v in facts.items()]
+def escaped(text: str) -> str:
+    """The text, as a cell of a Markdown table holds it."""
+    return text.replace("|", r"\|").replace("\n", "<br>")
+
+
+def told(facts: dict[str, Any]) -> dict[str, str]:
+    """The facts in words; those that are not known are left out."""
+    tests = facts["tests"]
+    told = {
+        "verdict": ", ".join(f"{act} {t['verdict']}" for act, t in tests.items()),
+        "server": "PostgreSQL {server}",
+        "programs": "{programs}",
+        "source": "{source}",
+        "backup": "{format}, {bytes:,} bytes, SHA-256 {sha256}",
+        "backup written in": "{seconds_to_back_up} s",
+        "restored in": "{seconds_to_restore} s",
+        "compared": "{tables} tables, {rows:,} rows, {objects} objects, all equal",
+        "pending migrations": f"{len(facts.get('pending_migrations', ()))}",
+        "not compared": "{not_compared}",
+        "time": "{time}",
+    }
+    words = facts | {
+        name: ", ".join(form.format(*item) if item[1] else item[0] for item in items)
+        for name, form in {"programs": "{0} {1}", "not_compared": "{0} ({1})"}.items()
+        if (items := facts.get(name, {}).items())
+    }
+    known = {}
+    for name, text in told.items():
+        with suppress(KeyError):
+            known[name] = text.format_map(words)
+    return known
 
 
 # --- The command line -----------------------------------------------------------------
@@ -2197,28 +2750,74 @@ def seconds(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
 
 
-def arguments() -> argparse.ArgumentParser:
+def workers(text: str) -> int:
+    """A number of parallel workers."""
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no number of workers above 0")
+
+
+def command_line() -> argparse.ArgumentParser:
+    """The options, in the words of --help."""
     parser = argparse.ArgumentParser(
-        description="Prove that this Django project's PostgreSQL backup restores.",
-        epilog="Other arguments go to unittest: -k restore, -f.",
+        description="Prove that this Django project's PostgreSQL backup restores: back "
+        "a database up, judge the backup, restore it, and compare row for row.",
+        epilog="Other arguments go to unittest, such as -k restore or -f. "
+        "The exit status is 0 when all that ran passed, else 1.",
         allow_abbrev=False,
     )
-    parser.add_argument("-v", "--verbose", action="store_true")
-    parser.add_argument("--strict", action="store_true")
-    parser.add_argument("--throwaway", action="store_true")
-    parser.add_argument("--timeout", type=seconds, default=30.0, metavar="SECONDS")
-    parser.add_argument("--live", action="store_true")
-    parser.add_argument(
-        "--format", choices=["plain", "custom", "directory"], default="plain"
+    add = parser.add_argument
+    add("-v", "--verbose", action="store_true", help="show each step and its duration")
+    add(
+        "--strict",
+        action="store_true",
+        help="fail where programs or a database are missing, instead of doing without",
     )
-    parser.add_argument("--jobs", type=int, default=1)
+    add(
+        "--throwaway",
+        action="store_true",
+        help="do all scratch work on a private server, started for this run",
+    )
+    add(
+        "--timeout",
+        type=seconds,
+        default=Options.timeout,
+        metavar="SECONDS",
+        help="bound on each dump, restore, query, server start (default: 30)",
+    )
+    add(
+        "--format",
+        choices=["plain", "custom", "directory"],
+        default=Options.format,
+        help="the backup format to rehearse (default: plain)",
+    )
+    add(
+        "--jobs",
+        type=workers,
+        default=Options.jobs,
+        metavar="N",
+        help="parallel workers, where the format allows them",
+    )
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument(
+        "--live",
+        action="store_true",
+        help="back the configured database itself up; it is only ever read",
+    )
+    source.add_argument(
+        "--backup",
+        type=Path,
+        metavar="FILE",
+        help="restore a backup that exists: plain, gzip, custom, directory or tar",
+    )
+    add("--report", type=Path, metavar="FILE", help="write the evidence as JSON")
     return parser
 
 
 def main(argv: list[str]) -> int:
     """Run the drill; return 0 when all that ran passed, else 1."""
     try:
-        known, others = arguments().parse_known_args(argv[1:])
+        known, others = command_line().parse_known_args(argv[1:])
         BackupRestoreTests.options = Options(**vars(known))
         program = unittest.main(
             argv=[argv[0], *others], exit=False, verbosity=1 + known.verbose
