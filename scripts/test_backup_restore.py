@@ -2106,6 +2106,8 @@ def differing_aspects(
         if aspect == "values":
             if expected["rows"] == found.get("rows"):
                 yield f"{thing}: {expected['rows']} rows as expected, with other values"
+        elif aspect == "behind":
+            yield f"{thing}: behind the values of its column"
         elif aspect == "rows":
             yield f"{thing}: found {got} rows, expected {want}"
         else:
@@ -2498,7 +2500,7 @@ def provide_roles(backup: Backup, server: Server) -> None:
         scan.update(backup.schema.encode(errors="surrogateescape"), final=True)
     with session(maintenance(server)) as cursor:
         cursor.execute("SELECT rolname FROM pg_roles")
-        known = {name for (name,) in cursor.fetchall()} | {"PUBLIC"}
+        known = {name for (name,) in cursor.fetchall()} | {"PUBLIC", "public"}
         for role in sorted(scan.roles - known):
             cursor.execute("SELECT quote_ident(%s)", [role])
             cursor.execute(f"CREATE ROLE {cursor.fetchone()[0]}")
@@ -2693,17 +2695,31 @@ VERDICTS = {BackupIsBad: "failed", NotJudged: "error", unittest.SkipTest: "skipp
 
 def publish(evidence: Evidence, options: Options) -> None:
     """Print the evidence; append it to the job's summary; write the report."""
-    lines = told(evidence.facts)
-    paragraph = "; ".join(f"{name}: {value}" for name, value in lines.items())
-    print(f"\n{textwrap.fill(paragraph, 88)}", file=sys.stderr)
+    headline, lines = headline_of(evidence.facts), told(evidence.facts)
+    paragraph = "; ".join(f"{name}: {text}" for name, text in lines.items())
+    print(f"\n{textwrap.fill(f'{headline}. {paragraph}.', 88)}", file=sys.stderr)
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
-        rows = [f"| {name} | {escaped(value)} |" for name, value in lines.items()]
-        table = "\n".join(["| backup drill | |", "|---|---|", *rows])
+        rows = [f"| {name} | {escaped(text)} |" for name, text in lines.items()]
+        table = "\n".join(
+            [f"### Backup drill: {headline}", "", "| | |", "|---|---|", *rows]
+        )
         with open(summary, "a", encoding="utf-8", errors="replace") as file:
             file.write(f"{table}\n\n")
     if options.report:
         text = json.dumps(evidence.facts, indent=2)
         options.report.write_text(f"{text}\n", encoding="utf-8")
+
+
+def headline_of(facts: dict[str, Any]) -> str:
+    """The outcome of the run in a few words."""
+    if facts["verdict"] == "passed":
+        restored = "restore" in facts["tests"]
+        return "The backup restores" if restored else "The backup was not restored yet"
+    return {
+        "failed": "The backup is bad",
+        "error": "The backup could not be judged",
+        "skipped": "The drill was skipped",
+    }[facts["verdict"]]
 
 
 def escaped(text: str) -> str:
@@ -2713,30 +2729,38 @@ def escaped(text: str) -> str:
 
 def told(facts: dict[str, Any]) -> dict[str, str]:
     """The facts in words; those that are not known are left out."""
-    tests = facts["tests"]
-    told = {
-        "verdict": ", ".join(f"{act} {t['verdict']}" for act, t in tests.items()),
+    forms = {
+        "tests": "{tests}",
+        "source": "{source}",
         "server": "PostgreSQL {server}",
         "programs": "{programs}",
-        "source": "{source}",
         "backup": "{format}, {bytes:,} bytes, SHA-256 {sha256}",
-        "backup written in": "{seconds_to_back_up} s",
-        "restored in": "{seconds_to_restore} s",
+        "backed up in": "{seconds_to_back_up:.2f} s",
+        "restored in": "{seconds_to_restore:.2f} s",
         "compared": "{tables} tables, {rows:,} rows, {objects} objects, all equal",
-        "pending migrations": f"{len(facts.get('pending_migrations', ()))}",
+        "pending migrations": "{pending_migrations}",
         "not compared": "{not_compared}",
         "time": "{time}",
     }
     words = facts | {
-        name: ", ".join(form.format(*item) if item[1] else item[0] for item in items)
-        for name, form in {"programs": "{0} {1}", "not_compared": "{0} ({1})"}.items()
-        if (items := facts.get(name, {}).items())
+        name: ", ".join(filter(None, map(say, facts[name].items())))
+        for name, say in SAYINGS.items()
+        if name in facts
     }
+    if "pending_migrations" in facts:
+        words["pending_migrations"] = ", ".join(facts["pending_migrations"]) or "none"
     known = {}
-    for name, text in told.items():
+    for name, form in forms.items():
         with suppress(KeyError):
-            known[name] = text.format_map(words)
+            known[name] = form.format_map(words)
     return known
+
+
+SAYINGS: dict[str, Callable[[tuple[str, Any]], str]] = {
+    "tests": lambda item: " ".join((item[0], item[1]["verdict"])),
+    "programs": lambda item: f"{item[0]} {item[1]}",
+    "not_compared": lambda item: f"{item[0]} ({item[1]})" if item[1] else item[0],
+}
 
 
 # --- The command line -----------------------------------------------------------------
