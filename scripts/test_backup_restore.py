@@ -705,7 +705,7 @@ def session(database: Database, snapshot: str | None = None) -> Iterator[Any]:
 REPEATABLE_READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 ADVICE = {
     "authentication failed|no password supplied": "check the user and the password",
-    "onnection refused|could not translate|No such file|timeout expired|No route": (
+    "onnection refused|could not translate|failed: No such file|timeout expired|No route": (
         "check the host and the port, and that the server runs"
     ),
     'database ".*" does not exist': "check the name of the database",
@@ -890,16 +890,17 @@ def throwaway_server(
         run(command, cwd=data, **account)
 
     try:
-        with step("start a throwaway server"):
-            serve("initdb", "-U", "postgres", "-A", "trust", *INITDB_OPTIONS)
-            with (data / "postgresql.conf").open("a", encoding="utf-8") as file:
-                file.write(f"unix_socket_directories = '{data}'\n{SERVER_SETTINGS}")
-            try:
+        try:
+            with step("start a throwaway server"):
+                serve("initdb", "-U", "postgres", "-A", "trust", *INITDB_OPTIONS)
+                with (data / "postgresql.conf").open("a", encoding="utf-8") as file:
+                    file.write(f"unix_socket_directories = '{data}'\n{SERVER_SETTINGS}")
                 serve("pg_ctl", "-w", "-t", str(round(timeout)), "-l", "log", "start")
-            except (BackupIsBad, NotJudged):
-                raise NotJudged(
-                    f"the throwaway server does not start\n{last_lines(data / 'log')}"
-                ) from None
+        except BackupIsBad as error:
+            log_lines = last_lines(data / "log")
+            raise NotJudged(
+                f"the throwaway server does not start\n  {error}\n{log_lines}".rstrip()
+            ) from None
         yield private(data, mark, timeout)
     finally:
         if (data / "postmaster.pid").exists():
@@ -1157,7 +1158,7 @@ def judged(command: Command, status: int, stdout: str, stderr: str) -> str:
         return stdout
     where = f' on database "{command.database.name}"' if command.database else ""
     ended = f"was killed by signal {-status}" if status < 0 else f"exited with {status}"
-    hint = advice(stderr)
+    hint = advice(stderr) if server else ""  # then its words are of our own files
     verdict = NotJudged if hint else BackupIsBad
     raise verdict(f"{program} {ended}{where}\n{indented(stderr)}{hint}")
 
@@ -1474,6 +1475,9 @@ def adopted(path: Path, server: Server) -> Backup:
     backup = Backup(path, form, sha256, size, locale="")
     head = head_of(backup, server)
     require_not_newer(head, server)
+    if form in ("plain", "gzip"):  # psql obeys a file that pg_restore would not
+        escapes = SqlScan().read(backup, server).escapes
+        refuse("the backup would reach beyond the database it is restored to", escapes)
     return replace(backup, locale=locale_for(head, server))
 
 
@@ -2269,6 +2273,10 @@ TOKEN = re.compile(
 NAMES_ROLES = re.compile(
     "ALTER .*OWNER TO|GRANT|ALTER DEFAULT PRIVILEGES|CREATE (POLICY|USER MAPPING)"
 )
+ESCAPES = re.compile(
+    r"ROLLBACK|ABORT|ALTER SYSTEM"
+    r"|(CREATE|DROP|ALTER) (DATABASE|ROLE|USER|GROUP|TABLESPACE)\b(?! MAPPING)"
+)
 ROLES = re.compile(rf"\b(?:TO|FOR ROLE|FOR) ({NAME}(?:, {NAME})*)")
 OPENING = re.compile(rb"""--|\\|'|"|/\*|(?<![\w$])(?:[eE]'|\$\w*\$)""")
 LONGEST_OPENING = 128  # bytes: a dollar quote's tag has 63 at most
@@ -2287,6 +2295,7 @@ class SqlScan:
         self.rows: dict[str, int] = {}
         self.roles: set[str] = set()
         self.problems: list[str] = []
+        self.escapes: list[str] = []  # what would leave the database, or undo it
         self.rest = b""  # not scanned yet
         self.statement: list[bytes] = []
         self.table: str | None = None  # whose COPY data come
@@ -2297,6 +2306,7 @@ class SqlScan:
         """A twin that goes its own way from here."""
         twin = copy.copy(self)
         twin.rows, twin.problems = dict(self.rows), list(self.problems)
+        twin.escapes = list(self.escapes)
         twin.statement = list(self.statement)
         return twin
 
@@ -2374,7 +2384,7 @@ class SqlScan:
     def take_meta(self, line: bytes) -> None:
         """Refuse what would make psql leave the file or the database."""
         if line.split()[0] not in (b"\\restrict", b"\\unrestrict"):
-            self.problems.append(f"a command for psql: {quoted(line)}")
+            self.escapes.append(f"a command for psql: {quoted(line)}")
 
     def take_statement(self, raw: bytes) -> None:
         """Open a COPY block, refuse what undoes a restore or leaves its database."""
@@ -2388,8 +2398,8 @@ class SqlScan:
             self.tell("on_block", self.table, columns or "")
         elif found := re.match(r"SET client_encoding = '(\w+)'", text):
             self.encoding = codec_of(found[1])
-        elif re.match(r"ROLLBACK|ABORT|(CREATE|DROP|ALTER) DATABASE\b", text):
-            self.problems.append(f"a statement that no restore may run: {quoted(raw)}")
+        elif ESCAPES.match(text):
+            self.escapes.append(f"a statement on more than its database: {quoted(raw)}")
         elif NAMES_ROLES.match(text):
             for names in ROLES.findall(text):
                 self.roles |= {unquoted(name) for name in re.findall(NAME, names)}
@@ -2411,7 +2421,7 @@ class SqlScan:
             self.problems.append(f"an unfinished statement: {quoted(rest)}")
         if not self.ended:
             self.problems.append(f"no closing line, expected {quoted(CLOSING)}")
-        return self.problems
+        return self.problems + self.escapes
 
 
 def quoted(text: bytes) -> str:
@@ -2596,7 +2606,7 @@ SELECT r.thing,
            SELECT format('DELETE FROM ONLY %I.%I', r.nspname, r.relname), 'true', 1
        ) AS possible
  WHERE r.relkind = 'r'
- ORDER BY rank, r.thing COLLATE "C"
+ ORDER BY rank, pg_relation_size(r.oid), r.thing COLLATE "C"
 """
 
 
@@ -2748,7 +2758,8 @@ def told(facts: dict[str, Any]) -> dict[str, str]:
         if name in facts
     }
     if "pending_migrations" in facts:
-        words["pending_migrations"] = ", ".join(facts["pending_migrations"]) or "none"
+        pending = facts["pending_migrations"]
+        words["pending_migrations"] = f"{len(pending)} {', '.join(pending[:3])}".strip()
     known = {}
     for name, form in forms.items():
         with suppress(KeyError):
