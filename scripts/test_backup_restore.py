@@ -560,6 +560,13 @@ def introduced(server: Server, strict: bool = False) -> Server:
         version = cursor.fetchone()[0].split()[0]
     server = replace(server, version=version)
     programs = {name: fitting_program(name, server, strict) for name in PROGRAMS}
+    if newer := [str(p) for p in programs.values() if p.major > server.major]:
+        log.warning(
+            "server %s is used with newer programs: %s\n  %s",
+            server.version,
+            ", ".join(newer),
+            client_hint(server),
+        )
     return replace(server, programs=programs)
 
 
@@ -713,6 +720,16 @@ ADVICE = {
     "No space left|could not extend|could not write": "make room on the disk",
     "server closed|terminating connection|shutting down|starting up|onnection to server"
     "|connection already closed|SSL connection": "the server went away: run again",
+    "unrecognized configuration parameter": (
+        "a newer pg_dump wrote it: use the programs of the server's own version"
+    ),
+    'role ".*" does not exist|must be able to SET ROLE|must be member of role'
+    "|must be superuser|must be owner|permission denied": (
+        "restore as a superuser to whom the roles are known, or use --throwaway"
+    ),
+    'extension ".*" is not available|could not open extension control file': (
+        "install the extension on the server"
+    ),
     "too many clients|remaining connection slots|out of memory|shared memory": (
         "the server is at a limit: raise it, or run when it is less busy"
     ),
@@ -1017,6 +1034,10 @@ class Program:
         """The major version: 15 of 15.18."""
         return int(self.version.partition(".")[0])
 
+    def __str__(self) -> str:
+        """The program as messages name it."""
+        return f"{self.path.name} {self.version}"
+
 
 def introduced_program(path: Path) -> Program:
     """The program, with the version that it says it has."""
@@ -1036,14 +1057,20 @@ def fitting_program(name: str, server: Server, strict: bool) -> Program:
             return program
         others.setdefault(program.major, program)
     newer = [major for major in others if major > server.major]
-    wanted = f"{name} {server.major} is needed for server {server.version}"
-    hint = f"install it, such as with: apt-get install postgresql-client-{server.major}"
     if not newer or strict:
-        found = ", ".join(program.version for program in others.values()) or "none"
-        raise NotJudged(f"{wanted}, found: {found}\n  {hint}")
-    chosen = others[min(newer)]
-    log.warning("%s; using %s instead\n  %s", wanted, chosen.version, hint)
-    return chosen
+        found = ", ".join(map(str, others.values())) or "none"
+        raise NotJudged(
+            f"{name} {server.major} is needed for server {server.version}, "
+            f"found: {found}\n  {client_hint(server)}"
+        )
+    return others[min(newer)]
+
+
+def client_hint(server: Server) -> str:
+    """How to get the programs of the server's version."""
+    return (
+        f"install them, such as with: apt-get install postgresql-client-{server.major}"
+    )
 
 
 @dataclass(frozen=True)
