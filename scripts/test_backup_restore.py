@@ -63,7 +63,7 @@ from itertools import zip_longest
 from pathlib import Path
 from tempfile import TemporaryFile
 from threading import Event, Thread, Timer
-from typing import Any, BinaryIO, TextIO
+from typing import IO, Any, BinaryIO, TextIO
 from urllib.parse import quote
 
 __unittest = True  # unittest then shows our sentences without the frames of this file
@@ -433,7 +433,8 @@ def private_folder() -> Iterator[Path]:
     """
     sweep_folders()
     while True:
-        folder = Path(tempfile.mkdtemp(prefix=MARK))
+        folder = Path(tempfile.gettempdir(), f"{MARK}{secrets.token_hex(8)}")
+        folder.mkdir(mode=0o700)
         lock = os.open(folder, os.O_RDONLY)
         fcntl.flock(lock, fcntl.LOCK_EX)
         if folder.exists():  # else another run swept it before it was locked
@@ -448,20 +449,24 @@ def private_folder() -> Iterator[Path]:
 
 def sweep_folders() -> None:
     """Remove the folders of runs that were killed, and end their servers."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{MARK}*"):
-        if folder.is_symlink() or folder.stat().st_uid != os.geteuid():
-            continue
-        lock = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            continue
-        else:
+    for folder in Path(tempfile.gettempdir()).glob(f"{MARK}{'[0-9a-f]' * 16}"):
+        with suppress(FileNotFoundError):  # another run was faster
+            sweep_folder(folder)
+
+
+def sweep_folder(folder: Path) -> None:
+    """Remove the folder, unless a run holds its lock."""
+    lock = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(lock).st_uid == os.geteuid():
             stop_orphaned_server(folder / "data" / "postmaster.pid")
             shutil.rmtree(folder)
             log.warning("removed the folder of a killed run: %s", folder)
-        finally:
-            os.close(lock)
+    except BlockingIOError:
+        pass
+    finally:
+        os.close(lock)
 
 
 # --- From the settings to a server ----------------------------------------------------
@@ -555,10 +560,11 @@ def configured_server(
 
 def introduced(server: Server, strict: bool = False) -> Server:
     """The server, with its version and the programs that fit it."""
-    with session(Database(server, server.settings["NAME"])) as cursor:
-        cursor.execute("SHOW server_version")
-        version = cursor.fetchone()[0].split()[0]
-    server = replace(server, version=version)
+    with session(maintenance(server)) as cursor:
+        cursor.execute("SELECT current_database(), current_setting('server_version')")
+        name, version = cursor.fetchone()  # a service may name the database
+    settings = server.settings | {"NAME": name}
+    server = replace(server, settings=settings, version=version.split()[0])
     programs = {name: fitting_program(name, server, strict) for name in PROGRAMS}
     if newer := [str(p) for p in programs.values() if p.major > server.major]:
         log.warning(
@@ -605,11 +611,13 @@ def load_settings() -> None:
             raise NotJudged("no settings: set DJANGO_SETTINGS_MODULE")
         os.environ["DJANGO_SETTINGS_MODULE"] = named[1]
     from django.conf import settings
+    from django.core.exceptions import ImproperlyConfigured
 
     try:
         settings.DATABASES  # noqa: B018
-    except ImportError as error:
-        raise NotJudged(f"the settings cannot be imported: {error}") from None
+    except (ImportError, ImproperlyConfigured, KeyError) as error:
+        said = f"{type(error).__name__}: {error}"
+        raise NotJudged(f"the settings cannot be imported\n  {said}") from None
     except ValueError as error:
         # Its words may be a piece of a password that a URL cannot hold as it is.
         raise NotJudged(
@@ -638,7 +646,7 @@ def lent(database: Database) -> Iterator[None]:
     Another alias would be a trap: a data migration that uses the default connection
     would write to the configured database.
     """
-    from django.db import connections
+    from django.db import Error, connections
 
     sealed = dict(connections.settings["default"])
     settings = settings_for(database)
@@ -647,6 +655,9 @@ def lent(database: Database) -> Iterator[None]:
         # Migrations print, and a quiet run shows nothing but its dots.
         with redirect_stdout(io.StringIO()):
             yield
+    except Error as error:
+        said = database.server.scrubbed(str(error))
+        raise NotJudged(f"the project's migrations fail\n  {said}") from None
     finally:
         point_project_at(lambda _alias: sealed)
 
@@ -844,8 +855,14 @@ def scratch_database(server: Server, purpose: str, locale: str) -> Iterator[Data
             )
         yield database
     finally:
-        with step(f"drop {database.name}"):
-            drop_database(database)
+        try:
+            with step(f"drop {database.name}"):
+                drop_database(database)
+        except NotJudged as error:
+            raise NotJudged(
+                f"{database.name} is left behind; the next drill there drops it\n"
+                f"  {error}"
+            ) from None
 
 
 def locale_of(database: Database) -> str:
@@ -1254,15 +1271,10 @@ def create_backup(
 def rehearsal(server: Server) -> Iterator[Database]:
     """A scratch database with the project's migrations and the sample, then lost."""
     from django.core.management import call_command
-    from django.db import Error
 
     with scratch_database(server, "source", locale_of(maintenance(server))) as source:
         with step("run the project's migrations"), lent(source):
-            try:
-                call_command("migrate", interactive=False, verbosity=0)
-            except Error as error:
-                said = server.scrubbed(str(error))
-                raise NotJudged(f"the project's migrations fail\n  {said}") from None
+            call_command("migrate", interactive=False, verbosity=0)
         with step("load the sample"), session(source) as cursor:
             cursor.execute("SHOW server_encoding")
             utf8 = cursor.fetchone() == ("UTF8",)
@@ -2147,23 +2159,28 @@ def differing_aspects(
 
 
 def where_they_part(found: Any, expected: Any) -> str:
-    """The first line in which two values differ."""
+    """The place at which two values begin to differ."""
     pairs = zip_longest(str(found).splitlines(), str(expected).splitlines())
     got, want = next((pair for pair in pairs if pair[0] != pair[1]), (found, expected))
-    return f"found {shortened(got)}, expected {shortened(want)}"
+    same = len(os.path.commonprefix([str(got), str(want)]))
+    return f"found {shortened(got, same)}, expected {shortened(want, same)}"
 
 
-def shortened(value: Any, most: int = 120) -> str:
-    """The value on one line of bounded length."""
+def shortened(value: Any, at: int = 0, most: int = 120) -> str:
+    """The value on one line of bounded length, around a place in it."""
     text = "nothing" if value is None else str(value).strip()
-    return text if len(text) <= most else f"{text[:most]}..."
+    if len(text) <= most:
+        return text
+    begin = max(0, min(at - most // 4, len(text) - most))
+    end = begin + most
+    return "..." * (begin > 0) + text[begin:end] + "..." * (end < len(text))
 
 
 # --- Reading a backup -----------------------------------------------------------------
 
 HEADER = b"-- PostgreSQL database dump"
 CLOSING = b"-- PostgreSQL database dump complete"
-CHUNK = 2**20
+CHUNK = 2**20  # bytes read at once
 
 
 @dataclass(frozen=True)
@@ -2215,21 +2232,25 @@ def readings_of(backup: Backup, server: Server) -> list[Reading]:
 
 
 def three_ways(stream: BinaryIO, *scans: Any) -> list[tuple[Any, ...]]:
-    """The scans of the stream, of the stream cut short, and with one bit flipped."""
+    """The scans of the stream, of the stream cut short, and with one bit flipped.
+
+    Several scans take each piece side by side.
+    """
     last = b""
-    while piece := stream.read(CHUNK):
-        for scan in scans:
-            scan.update(last)
-        last = piece
-    cut, flipped = [[scan.copy() for scan in scans] for _ in range(2)]
+    with ThreadPoolExecutor(len(scans)) as pool:
+        while piece := stream.read(CHUNK):
+            list(pool.map(lambda scan: scan.update(last), scans))  # noqa: B023
+            last = piece
+    cut, flipped = ([scan.copy() for scan in scans] for _ in range(2))
     half = len(last) // 2
     bit = bytes(byte ^ 1 for byte in last[half : half + 1])
-    for scan in cut:
-        scan.update(last[:half])
-    for scan in flipped:
-        scan.update(last[:half] + bit + last[half + 1 :])
-    for scan in scans:
-        scan.update(last)
+    for variant, end in [
+        (cut, last[:half]),
+        (flipped, last[:half] + bit + last[half + 1 :]),
+        (scans, last),
+    ]:
+        for scan in variant:
+            scan.update(end)
     return [scans, tuple(cut), tuple(flipped)]
 
 
@@ -2453,7 +2474,7 @@ class SqlScan:
 
 def quoted(text: bytes) -> str:
     """The beginning of the text, as a message shows it."""
-    return repr(shortened(text.decode("utf-8", "replace"), 60))
+    return repr(shortened(text.decode("utf-8", "replace"), most=60))
 
 
 def codec_of(encoding: str) -> str:
@@ -2547,7 +2568,9 @@ def load_backup(backup: Backup, restored: Database, jobs: int) -> float:
     """Load the backup into the empty database; return the seconds that it took."""
     began = time.monotonic()
     with step("load the backup"):
-        if backup.format in ("plain", "gzip"):
+        if backup.format == "plain":
+            load_sql(restored, backup.path)
+        elif backup.format == "gzip":
             with open_sql(backup, restored.server) as sql:
                 load_sql(restored, sql)
         else:
@@ -2559,14 +2582,17 @@ def load_backup(backup: Backup, restored: Database, jobs: int) -> float:
     return time.monotonic() - began
 
 
-def load_sql(database: Database, sql: Any) -> None:
+def load_sql(database: Database, sql: Path | IO) -> None:
     """Run SQL by psql: all of it, or nothing.
 
     -X: what a developer's ~/.psqlrc says must not matter. Without ON_ERROR_STOP psql
     goes on after errors, and ends well.
     """
-    arguments = ("-X", "-q", "-1", "-v", "ON_ERROR_STOP=1", "-f", "-")
-    run(command(database, "psql", *arguments), stdin=sql)
+    arguments = ("-X", "-q", "-1", "-v", "ON_ERROR_STOP=1", "-f")
+    if isinstance(sql, Path):
+        run(command(database, "psql", *arguments, sql))
+    else:
+        run(command(database, "psql", *arguments, "-"), stdin=sql)
 
 
 def counts_of(contents: Contents) -> dict[str, int]:
