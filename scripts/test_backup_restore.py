@@ -59,7 +59,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from itertools import zip_longest
 from pathlib import Path
 from tempfile import TemporaryFile
 from threading import Event, Thread, Timer
@@ -363,7 +362,7 @@ def refuse(fact: str, sentences: list[str], most: int = 20) -> None:
         raise BackupIsBad("\n".join([fact, *shown]))
 
 
-# --- Around the tests: what they say, what they withstand ------------------------------
+# --- Around the tests: what they say, what they withstand -----------------------------
 
 
 @contextmanager
@@ -721,36 +720,60 @@ def session(database: Database, snapshot: str | None = None) -> Iterator[Any]:
 
 
 REPEATABLE_READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+# What the world does to a drill, in PostgreSQL's words, and what to do about it.
 ADVICE = {
-    "authentication failed|no password supplied": "check the user and the password",
-    "onnection refused|could not translate|failed: No such file|timeout expired|No route": (
-        "check the host and the port, and that the server runs"
-    ),
-    'database ".*" does not exist': "check the name of the database",
-    "statement timeout|lock timeout": "allow more time with --timeout SECONDS",
-    "No space left|could not extend|could not write": "make room on the disk",
-    "server closed|terminating connection|shutting down|starting up|onnection to server"
-    "|connection already closed|SSL connection": "the server went away: run again",
-    "unrecognized configuration parameter": (
-        "a newer pg_dump wrote it: use the programs of the server's own version"
-    ),
-    'role ".*" does not exist|must be able to SET ROLE|must be member of role'
-    "|must be superuser|must be owner|permission denied": (
-        "restore as a superuser to whom the roles are known, or use --throwaway"
-    ),
-    'extension ".*" is not available|could not open extension control file': (
-        "install the extension on the server"
-    ),
-    "too many clients|remaining connection slots|out of memory|shared memory": (
-        "the server is at a limit: raise it, or run when it is less busy"
-    ),
+    "check the user and the password": [
+        "authentication failed",
+        "no password supplied",
+    ],
+    "check the host and the port, and that the server runs": [
+        "Connection refused",
+        "could not translate",
+        "failed: No such file",
+        "timeout expired",
+        "No route",
+    ],
+    "check the name of the database": ['database ".*" does not exist'],
+    "allow more time with --timeout SECONDS": ["statement timeout", "lock timeout"],
+    "make room on the disk": [
+        "No space left",
+        "could not extend",
+        "could not write",
+    ],
+    "the server went away: run again": [
+        "server closed",
+        "terminating connection",
+        "shutting down",
+        "starting up",
+        "connection to server",
+        "connection already closed",
+        "SSL connection",
+    ],
+    "a newer pg_dump wrote it: use the programs of the server's own version": [
+        "unrecognized configuration parameter",
+    ],
+    "use a superuser to whom the roles are known, or --throwaway": [
+        'role ".*" does not exist',
+        "must be (able to SET ROLE|member of role|superuser|owner)",
+        "permission denied",
+    ],
+    "install the extension on the server": [
+        'extension ".*" is not available',
+        "could not open extension control file",
+    ],
+    "the server is at a limit: raise it, or run when it is less busy": [
+        "too many clients",
+        "remaining connection slots",
+        "out of memory",
+        "shared memory",
+    ],
 }
 
 
 def advice(text: str) -> str:
     """What to do about a fault that is not the backup's, on a line of its own."""
-    for pattern, hint in ADVICE.items():
-        if re.search(pattern, text):
+    for hint, patterns in ADVICE.items():
+        if re.search("|".join(patterns), text):
             return f"\n  {hint}"
     return ""
 
@@ -1427,7 +1450,7 @@ def carried(contents: Contents) -> tuple[Contents, dict[str, str]]:
             left[thing] = "invalid, so pg_dump leaves it out"
             continue
         kept[thing] = dict(aspects)
-        if aspects.get("enforced") not in (None, "O"):
+        if aspects.get("enforced") is False:
             left[thing] = "a dump does not tell that it is switched off"
             kept[thing]["enforced"] = ANYTHING
     return kept, left
@@ -1717,7 +1740,7 @@ SELECT format('SELECT %L, json_build_object(''value'', last_value, ''called'', '
 OBJECTS = (
     """
     SELECT r.thing, json_build_object(
-               'persistence', r.relpersistence,
+               'unlogged', r.relpersistence = 'u',
                'row security', r.relrowsecurity,
                'row security forced', r.relforcerowsecurity,
                'partition', pg_get_expr(r.relpartbound, r.oid),
@@ -1732,9 +1755,12 @@ OBJECTS = (
                format_type(a.atttypid, a.atttypmod),
                'COLLATE ' || nullif(a.attcollation, t.typcollation)::regcollation::text,
                CASE WHEN a.attnotnull THEN 'NOT NULL' END,
-               'IDENTITY ' || nullif(a.attidentity::text, ''),
-               'GENERATED ' || nullif(a.attgenerated::text, ''),
-               'DEFAULT ' || pg_get_expr(d.adbin, d.adrelid)))
+               CASE a.attidentity
+                   WHEN 'a' THEN 'GENERATED ALWAYS AS IDENTITY'
+                   WHEN 'd' THEN 'GENERATED BY DEFAULT AS IDENTITY'
+               END,
+               CASE a.attgenerated WHEN '' THEN 'DEFAULT' ELSE 'GENERATED' END,
+               pg_get_expr(d.adbin, d.adrelid)))
       FROM relation AS r
       JOIN pg_attribute AS a ON a.attrelid = r.oid
       JOIN pg_type AS t ON t.oid = a.atttypid
@@ -1762,7 +1788,7 @@ OBJECTS = (
            json_build_object(
                'definition', pg_get_constraintdef(c.oid),
                'validated', c.convalidated,
-               'enforced', (SELECT string_agg(DISTINCT tgenabled::text, '')
+               'enforced', (SELECT bool_and(tgenabled = 'O')
                               FROM pg_trigger
                              WHERE tgconstraint = c.oid
                                AND tgisinternal))
@@ -1796,7 +1822,12 @@ OBJECTS = (
     """
     SELECT 'trigger ' || r.nspname || '.' || r.relname || ' ' || t.tgname,
            json_build_object('definition', pg_get_triggerdef(t.oid),
-                             'enabled', t.tgenabled)
+                             'enabled', CASE t.tgenabled
+                                            WHEN 'O' THEN 'yes'
+                                            WHEN 'D' THEN 'no'
+                                            WHEN 'A' THEN 'always'
+                                            WHEN 'R' THEN 'on a replica'
+                                        END)
       FROM relation AS r
       JOIN pg_trigger AS t ON t.tgrelid = r.oid
      WHERE NOT t.tgisinternal
@@ -1805,7 +1836,10 @@ OBJECTS = (
     SELECT 'policy ' || r.nspname || '.' || r.relname || ' ' || p.polname,
            json_build_object('command', p.polcmd,
                              'permissive', p.polpermissive,
-                             'roles', p.polroles::regrole[]::text,
+                             'roles', (SELECT string_agg(CASE role
+                                           WHEN 0 THEN 'PUBLIC'
+                                           ELSE role::regrole::text
+                                       END, ', ') FROM unnest(p.polroles) AS role),
                              'using', pg_get_expr(p.polqual, r.oid),
                              'check', pg_get_expr(p.polwithcheck, r.oid))
       FROM relation AS r
@@ -1829,7 +1863,7 @@ OBJECTS = (
                          FROM pg_depend AS d
                         WHERE d.classid = 'pg_proc'::regclass
                           AND d.objid = p.oid
-                          AND d.deptype = 'e')
+                          AND d.deptype IN ('e', 'i'))  -- a range's constructors
     """,
     """
     SELECT CASE t.typtype WHEN 'd' THEN 'domain ' ELSE 'type ' END
@@ -1914,7 +1948,7 @@ def being_read(
 
 
 def as_text(query: str) -> str:
-    """The query on relations, with its JSON as text, which every driver leaves alone."""
+    """The query on relations, with its JSON as text, which each driver leaves alone."""
     return (
         f"{RELATIONS} SELECT thing, aspects::text FROM ({query}) AS o (thing, aspects)"
     )
@@ -2159,16 +2193,26 @@ def differing_aspects(
 
 
 def where_they_part(found: Any, expected: Any) -> str:
-    """The place at which two values begin to differ."""
-    pairs = zip_longest(str(found).splitlines(), str(expected).splitlines())
-    got, want = next((pair for pair in pairs if pair[0] != pair[1]), (found, expected))
-    same = len(os.path.commonprefix([str(got), str(want)]))
-    return f"found {shortened(got, same)}, expected {shortened(want, same)}"
+    """The first line on each side that the other lacks, where they begin to differ."""
+    got, want = lines_of(found), lines_of(expected)
+    extra = [line for line in got if line not in want]
+    lacking = [line for line in want if line not in got]
+    if not extra and not lacking:  # the same lines, in another order
+        moved = [pair for pair in zip(got, want, strict=False) if pair[0] != pair[1]]
+        extra, lacking = zip(*moved[:1], strict=True) if moved else ([], [])
+    one, other = next(iter(extra), "nothing"), next(iter(lacking), "nothing")
+    same = len(os.path.commonprefix([one, other]))
+    return f"found {shortened(one, same)}, expected {shortened(other, same)}"
 
 
-def shortened(value: Any, at: int = 0, most: int = 120) -> str:
-    """The value on one line of bounded length, around a place in it."""
-    text = "nothing" if value is None else str(value).strip()
+def lines_of(value: Any) -> list[str]:
+    """The lines of a value that hold something."""
+    text = "" if value is None else str(value)
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def shortened(text: str, at: int = 0, most: int = 120) -> str:
+    """The text, of bounded length, around a place in it."""
     if len(text) <= most:
         return text
     begin = max(0, min(at - most // 4, len(text) - most))
