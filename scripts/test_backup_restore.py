@@ -533,9 +533,11 @@ def drill_server(options: Options, folder: Path) -> Iterator[tuple[Server, Serve
             server = stack.enter_context(private)
         else:
             server = configured
-        stack.enter_context(holding_mark(server))
-        require_right_to_create_databases(server)
-        sweep_databases(server)
+        cursor = stack.enter_context(holding_mark(server))
+        require_right_to_create_databases(cursor)
+        for name in orphans(cursor):
+            drop_database(Database(server, name))
+            log.warning("dropped a database of a killed run: %s", name)
         yield configured or server, server
 
 
@@ -782,11 +784,11 @@ def advice(text: str) -> str:
 
 
 @contextmanager
-def holding_mark(server: Server) -> Iterator[None]:
-    """Show every other run, for as long as this one lives, that its mark is taken."""
+def holding_mark(server: Server) -> Iterator[Any]:
+    """A cursor whose session shows every other run that this one's mark is taken."""
     with session(maintenance(server)) as cursor:
         cursor.execute("SELECT pg_advisory_lock(%s)", [key_of(server.mark)])
-        yield
+        yield cursor
 
 
 def maintenance(server: Server) -> Database:
@@ -799,47 +801,39 @@ def key_of(name: str) -> int:
     return int.from_bytes(bytes.fromhex(name.split("_")[2]), signed=True)
 
 
-def orphans(server: Server) -> list[str]:
+def orphans(cursor: Any) -> list[str]:
     """The scratch databases of runs that no longer exist."""
-    with session(maintenance(server)) as cursor:
-        cursor.execute(
-            """
-            SELECT datname
-              FROM pg_database
-             WHERE datname ~ %s
-               AND pg_has_role(datdba, 'MEMBER')
-             ORDER BY datname COLLATE "C"
-            """,
-            [SCRATCH_NAME],
-        )
-        names = [name for (name,) in cursor.fetchall()]
-        # Advisory locks belong to one database, and a run may hold its own in another.
-        cursor.execute("""
-            SELECT classid::bigint << 32 | objid::bigint
-              FROM pg_locks
-             WHERE locktype = 'advisory'
-               AND objsubid = 1
-            """)
-        held = {key for (key,) in cursor.fetchall()}
+    cursor.execute(
+        """
+        SELECT datname
+          FROM pg_database
+         WHERE datname ~ %s
+           AND pg_has_role(datdba, 'MEMBER')
+         ORDER BY datname COLLATE "C"
+        """,
+        [SCRATCH_NAME],
+    )
+    names = [name for (name,) in cursor.fetchall()]
+    # Advisory locks belong to one database, and a run may hold its own in another.
+    cursor.execute("""
+        SELECT classid::bigint << 32 | objid::bigint
+          FROM pg_locks
+         WHERE locktype = 'advisory'
+           AND objsubid = 1
+        """)
+    held = {key for (key,) in cursor.fetchall()}
     return [name for name in names if key_of(name) not in held]
 
 
 SCRATCH_NAME = f"^{MARK}[0-9a-f]{{16}}_(source|reference|restored)$"
 
 
-def sweep_databases(server: Server) -> None:
-    """Drop the scratch databases that killed runs left."""
-    for name in orphans(server):
-        drop_database(Database(server, name))
-        log.warning("dropped a database of a killed run: %s", name)
-
-
 def drop_database(database: Database) -> None:
     """Drop a scratch database of this run, or of a run that is gone: no other."""
     server, name = database.server, database.name
-    if not name.startswith(server.mark) and name not in orphans(server):
-        raise RuntimeError(f'"{name}" is no scratch database of this run')
     with session(maintenance(server)) as cursor:
+        if not name.startswith(server.mark) and name not in orphans(cursor):
+            raise RuntimeError(f'"{name}" is no scratch database of this run')
         cursor.execute(
             """
             SELECT quote_ident(subname)
@@ -888,37 +882,35 @@ def scratch_database(server: Server, purpose: str, locale: str) -> Iterator[Data
             ) from None
 
 
-def locale_of(database: Database) -> str:
+def locale_of(cursor: Any) -> str:
     """The encoding and the locale of the database, as clauses of CREATE DATABASE."""
-    with session(database) as cursor:
-        cursor.execute("""
-            SELECT concat_ws(' ',
-                       format('ENCODING %L', pg_encoding_to_char(d.encoding)),
-                       format('LC_COLLATE %L LC_CTYPE %L', datcollate, datctype),
-                       CASE row ->> 'datlocprovider'
-                       WHEN 'c' THEN 'LOCALE_PROVIDER libc'
-                       WHEN 'i' THEN format('LOCALE_PROVIDER icu ICU_LOCALE %L', name)
-                       WHEN 'b' THEN
-                            format('LOCALE_PROVIDER builtin BUILTIN_LOCALE %L', name)
-                       END,
-                       'ICU_RULES ' || quote_literal(row ->> 'daticurules'))
-              FROM pg_database AS d,
-                   to_jsonb(d) AS row,
-                   coalesce(row ->> 'datlocale', row ->> 'daticulocale') AS name
-             WHERE datname = current_database()
-            """)
-        return cursor.fetchone()[0]
+    cursor.execute("""
+        SELECT concat_ws(' ',
+                   format('ENCODING %L', pg_encoding_to_char(d.encoding)),
+                   format('LC_COLLATE %L LC_CTYPE %L', datcollate, datctype),
+                   CASE row ->> 'datlocprovider'
+                   WHEN 'c' THEN 'LOCALE_PROVIDER libc'
+                   WHEN 'i' THEN format('LOCALE_PROVIDER icu ICU_LOCALE %L', name)
+                   WHEN 'b' THEN
+                        format('LOCALE_PROVIDER builtin BUILTIN_LOCALE %L', name)
+                   END,
+                   'ICU_RULES ' || quote_literal(row ->> 'daticurules'))
+          FROM pg_database AS d,
+               to_jsonb(d) AS row,
+               coalesce(row ->> 'datlocale', row ->> 'daticulocale') AS name
+         WHERE datname = current_database()
+        """)
+    return cursor.fetchone()[0]
 
 
-def require_right_to_create_databases(server: Server) -> None:
+def require_right_to_create_databases(cursor: Any) -> None:
     """Raise NotJudged, before any work is done, when the role may not."""
-    with session(maintenance(server)) as cursor:
-        cursor.execute("""
-            SELECT rolname, rolcreatedb OR rolsuper
-              FROM pg_roles
-             WHERE rolname = current_user
-            """)
-        role, may = cursor.fetchone()
+    cursor.execute("""
+        SELECT rolname, rolcreatedb OR rolsuper
+          FROM pg_roles
+         WHERE rolname = current_user
+        """)
+    role, may = cursor.fetchone()
     if not may:
         raise NotJudged(
             f'role "{role}" may not create databases\n'
@@ -1182,12 +1174,13 @@ def started(command: Command, **popen: Any) -> Iterator[Callable[[], str]]:
             umask=0o077,
             **{"stdin": subprocess.DEVNULL, "stdout": stdout, "stderr": stderr} | popen,
         )
-        bound = Timer(command.timeout, kill_group, [process])
+        overran = Event()
+        bound = Timer(command.timeout, lambda: overran.set() or kill_group(process))
         bound.start()
 
         def finish() -> str:
             status = process.wait()
-            if bound.finished.is_set():
+            if overran.is_set():
                 raise NotJudged(overrun(command))
             return judged(command, status, said(stdout), said(stderr))
 
@@ -1295,7 +1288,9 @@ def rehearsal(server: Server) -> Iterator[Database]:
     """A scratch database with the project's migrations and the sample, then lost."""
     from django.core.management import call_command
 
-    with scratch_database(server, "source", locale_of(maintenance(server))) as source:
+    with session(maintenance(server)) as cursor:
+        locale = locale_of(cursor)
+    with scratch_database(server, "source", locale) as source:
         with step("run the project's migrations"), lent(source):
             call_command("migrate", interactive=False, verbosity=0)
         with step("load the sample"), session(source) as cursor:
@@ -1314,11 +1309,16 @@ def dumped(source: Database, options: Options, folder: Path) -> Backup:
     form = ["--format", options.format, "--file", path]
     if options.format == "directory":
         form += ["--jobs", options.jobs]
-    require_right_to_read(source)
-    with snapshot_of(source) as snapshot, step("write the backup, read the source"):
+    with (
+        session(source) as cursor,
+        snapshot_of(source) as snapshot,
+        step("write the backup, read the source"),
+    ):
+        cursor.execute("SET default_transaction_read_only TO on")
+        require_right_to_read(cursor)
         same = ("--snapshot", snapshot, "--lock-wait-timeout", lock_timeout(source))
         schema_only = ("--schema-only", "--encoding", "UTF8")
-        sequences = sequences_of(source)
+        sequences = sequences_of(cursor)
         began = time.monotonic()
         with (
             started(command(source, "pg_dump", *same, *form)) as written,
@@ -1331,7 +1331,8 @@ def dumped(source: Database, options: Options, folder: Path) -> Backup:
             sha256, size = fingerprint(path)
             schema = schema_written()
             contents = read()
-    merge(contents, bracketed(sequences, sequences_of(source)))
+        merge(contents, bracketed(sequences, sequences_of(cursor)))
+        locale, elsewhere = locale_of(cursor), uncarried_of(cursor)
     merge(contents, entries_of(schema))
     contents, uncompared = carried(contents)
     return Backup(
@@ -1339,11 +1340,11 @@ def dumped(source: Database, options: Options, folder: Path) -> Backup:
         format=options.format,
         sha256=sha256,
         size=size,
-        locale=locale_of(source),
+        locale=locale,
         schema=schema,
         contents=contents,
         seconds=seconds,
-        uncompared=uncompared | uncarried_of(source),
+        uncompared=uncompared | elsewhere,
     )
 
 
@@ -1388,33 +1389,32 @@ def snapshot_of(database: Database) -> Iterator[str]:
         yield cursor.fetchone()[0]
 
 
-def require_right_to_read(source: Database) -> None:
+def require_right_to_read(cursor: Any) -> None:
     """Raise NotJudged, naming the tables that the role may not read whole."""
-    with session(source) as cursor:
-        cursor.execute("""
-            SELECT c.oid::regclass::text,
-                   CASE WHEN c.relkind <> 'S' AND row_security_active(c.oid)
-                        THEN 'row-level security would hide rows of it'
-                        ELSE 'the role may not read it'
-                    END
-              FROM pg_class AS c
-              JOIN pg_namespace AS n ON n.oid = c.relnamespace
-             WHERE c.relkind IN ('r', 'S')
-               AND n.nspname !~ '^pg_'
-               AND n.nspname <> 'information_schema'
-               AND (NOT has_schema_privilege(n.oid, 'USAGE')
-                    OR c.relkind = 'r' AND row_security_active(c.oid)
-                    OR NOT CASE c.relkind
-                           WHEN 'r' THEN has_table_privilege(c.oid, 'SELECT')
-                           ELSE has_sequence_privilege(c.oid, 'SELECT')
-                           END)
-             ORDER BY c.oid::regclass::text COLLATE "C"
-            """)
-        unreadable = [f"{name}: {why}" for name, why in cursor.fetchall()]
+    cursor.execute("""
+        SELECT c.oid::regclass::text,
+               CASE WHEN c.relkind <> 'S' AND row_security_active(c.oid)
+                    THEN 'row-level security would hide rows of it'
+                    ELSE 'the role may not read it'
+                END
+          FROM pg_class AS c
+          JOIN pg_namespace AS n ON n.oid = c.relnamespace
+         WHERE c.relkind IN ('r', 'S')
+           AND n.nspname !~ '^pg_'
+           AND n.nspname <> 'information_schema'
+           AND (NOT has_schema_privilege(n.oid, 'USAGE')
+                OR c.relkind = 'r' AND row_security_active(c.oid)
+                OR NOT CASE c.relkind
+                       WHEN 'r' THEN has_table_privilege(c.oid, 'SELECT')
+                       ELSE has_sequence_privilege(c.oid, 'SELECT')
+                       END)
+         ORDER BY c.oid::regclass::text COLLATE "C"
+        """)
+    unreadable = [f"{name}: {why}" for name, why in cursor.fetchall()]
     if unreadable:
         shown = indented("\n".join(unreadable))
         raise NotJudged(
-            f'database "{source.name}" cannot be read whole by this role\n{shown}\n'
+            f"the database cannot be read whole by this role\n{shown}\n"
             f"  use a role that owns the tables, or has BYPASSRLS and may read them"
         )
 
@@ -1482,11 +1482,10 @@ SELECT 'subscription ' || subname, 'it is restored switched off'
 """
 
 
-def uncarried_of(source: Database) -> dict[str, str]:
+def uncarried_of(cursor: Any) -> dict[str, str]:
     """What of the source is not compared, because a dump does not carry it: why."""
-    with session(source) as cursor:
-        cursor.execute(RELATIONS + UNCARRIED)
-        return dict(cursor.fetchall())
+    cursor.execute(RELATIONS + UNCARRIED)
+    return dict(cursor.fetchall())
 
 
 # --- A backup that exists -------------------------------------------------------------
@@ -1928,7 +1927,8 @@ def contents_of(database: Database) -> Contents:
         being_read(database) as read,
     ):
         contents = read()
-        merge(contents, sequences_of(database))
+        with session(database) as cursor:
+            merge(contents, sequences_of(cursor))
         merge(contents, entries_of(schema_written()))
     return contents
 
@@ -1954,15 +1954,14 @@ def as_text(query: str) -> str:
     )
 
 
-def sequences_of(database: Database) -> Contents:
+def sequences_of(cursor: Any) -> Contents:
     """The sequences with their values, which belong to no snapshot."""
-    with session(database) as cursor:
-        cursor.execute(RELATIONS + SEQUENCES)
-        statements = joined([statement for (statement,) in cursor.fetchall()])
-        rows = []
-        for statement in statements:
-            cursor.execute(statement)
-            rows += cursor.fetchall()
+    cursor.execute(RELATIONS + SEQUENCES)
+    statements = joined([statement for (statement,) in cursor.fetchall()])
+    rows = []
+    for statement in statements:
+        cursor.execute(statement)
+        rows += cursor.fetchall()
     return gathered(rows)
 
 
