@@ -709,6 +709,8 @@ def session(database: Database, snapshot: str | None = None) -> Iterator[Any]:
         cursor = connection.cursor()
         cursor.execute(PINNED)
         cursor.execute(f"SET statement_timeout TO {round(server.timeout * 1000)}")
+        if role := settings["OPTIONS"].get("assume_role"):
+            cursor.execute("SELECT set_config('role', %s, false)", [role])
         if snapshot:
             cursor.execute(REPEATABLE_READ)
             cursor.execute(f"SET TRANSACTION SNAPSHOT '{snapshot}'")
@@ -1074,7 +1076,7 @@ class Program:
 def introduced_program(path: Path) -> Program:
     """The program, with the version that it says it has."""
     said = run(Command((str(path), "--version"), 10))
-    version = re.search(r"\(PostgreSQL\) (\d[\d.]*)", said)
+    version = re.search(r"\) (\d[\d.]*)", said)
     if version is None:
         raise NotJudged(f"{path} does not tell its version\n  it said: {said!r}")
     return Program(path, version[1])
@@ -1115,9 +1117,7 @@ class Command:
     database: Database | None = None
 
 
-def command(
-    database: Database, name: str, *arguments: str | Path, options: str = ""
-) -> Command:
+def command(database: Database, name: str, *arguments: str | Path) -> Command:
     """A program of PostgreSQL's on the database, in Django's translation for psql."""
     from django.db.backends.postgresql.client import DatabaseClient
 
@@ -1135,15 +1135,19 @@ def command(
     )
 
 
+# Translated by Django, secret, or none of libpq's.
+NOT_FOR_DBNAME = {"passfile", "service", "sslmode", "sslrootcert", "sslcert", "sslkey"}
+NOT_FOR_DBNAME |= {"password", "sslpassword"}
+NOT_FOR_DBNAME |= {"assume_role", "isolation_level", "prepare_threshold"}
+
+
 def conninfo(database: Database) -> str:
     """The database's name, and what Django's translation leaves out, for --dbname."""
     options = settings_for(database)["OPTIONS"]
-    known = {"password", "passfile", "service", "sslmode", "sslpassword"}
-    known |= {"sslrootcert", "sslcert", "sslkey", "assume_role", "isolation_level"}
     words = {
         name: value
         for name, value in options.items()
-        if name not in known and isinstance(value, str | int) and value is not True
+        if name not in NOT_FOR_DBNAME and type(value) in (str, int)
     }
     if role := options.get("assume_role"):
         words["options"] = f"{words.get('options', '')} -c role={role}".strip()
