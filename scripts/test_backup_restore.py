@@ -1048,10 +1048,11 @@ PROGRAM_FOLDERS = (
 
 def candidates(program: str) -> Iterator[Path]:
     """Where the program is: first on PATH, then in the versioned folders."""
-    on_path = shutil.which(program)
-    # Debian's wrapper runs the newest version, whichever is asked for.
-    if on_path and Path(on_path).resolve().name != "pg_wrapper":
-        yield Path(on_path)
+    for folder in os.get_exec_path():
+        path = shutil.which(program, path=folder)
+        # Debian's wrapper runs the newest version, whichever is asked for.
+        if path and Path(path).resolve().name != "pg_wrapper":
+            yield Path(path)
     for folder in PROGRAM_FOLDERS:
         yield from sorted(Path("/").glob(f"{folder}/{program}"))
 
@@ -1332,6 +1333,8 @@ def dumped(source: Database, options: Options, folder: Path) -> Backup:
         ):
             written()
             seconds = time.monotonic() - began
+            if not path.exists():
+                raise BackupIsBad("pg_dump ended well, and wrote no backup")
             sha256, size = fingerprint(path)
             schema = schema_written()
             contents = read()
@@ -1899,6 +1902,7 @@ OBJECTS = (
     SELECT 'extension ' || extname,
            json_build_object('schema', extnamespace::regnamespace::text)
       FROM pg_extension
+     WHERE extname <> 'plpgsql'  -- template0 has it, and no dump drops it
     """,
     # lo_get reads at most 1 GB, and a large object holds up to 4 TB.
     """
@@ -2455,7 +2459,7 @@ class SqlScan:
             return None
         self.statement.append(token[0])
         if kind == "comment":
-            self.take_comment(self.statement.pop().strip())
+            self.take_comment(self.statement.pop())
             self.tell("on_schema", token[0])
         elif kind == "meta":
             self.take_meta(self.statement.pop().strip())
@@ -2467,10 +2471,13 @@ class SqlScan:
                 self.tell("on_schema", statement)
         return token.end()
 
-    def take_comment(self, line: bytes) -> None:
+    def take_comment(self, comment: bytes) -> None:
         """Note the header and the closing line."""
+        line = comment.strip()
         if line == HEADER and not self.begun:
             self.begun = True
+            if comment.endswith(b"\r\n"):
+                self.problems.append("its lines end in CR LF: it was sent as text")
         elif line == CLOSING and not self.ended:
             self.ended = True
         elif self.ended and line != b"--":
