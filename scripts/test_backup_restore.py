@@ -51,6 +51,7 @@ import tarfile
 import tempfile
 import textwrap
 import time
+import traceback
 import unittest
 import zlib
 from collections import deque
@@ -274,6 +275,9 @@ class BackupRestoreTests(unittest.TestCase):
     @act("set-up")
     def find_server(cls) -> None:
         """Find the server, with nothing of the project's in reach."""
+        if cls.options.report:
+            with written("report"):
+                cls.options.report.touch()
         cls.folder = cls.enterClassContext(private_folder())
         servers = drill_server(cls.options, cls.folder)
         cls.configured, cls.server = cls.enterClassContext(servers)
@@ -396,7 +400,7 @@ def interruptible() -> Iterator[None]:
 
     def interrupt(number: int, _frame: object) -> None:
         for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.SIG_IGN)
+            signal.signal(each, lambda *_: None)
         raise KeyboardInterrupt(signal.Signals(number).name)
 
     handlers = {
@@ -501,17 +505,33 @@ class Database:
 
 
 def scrubbed(text: str, settings: dict[str, Any]) -> str:
-    """The text with [REDACTED] for each password of the settings, as is and quoted."""
+    """The text with [REDACTED] for each password of the settings, however quoted."""
     options = settings.get("OPTIONS", {})
-    for secret in (
+    known = (
         settings.get("PASSWORD"),
         options.get("password"),
         options.get("sslpassword"),
-    ):
-        if secret:
-            for form in (secret, quote(secret, safe=""), quote(secret)):
-                text = text.replace(form, "[REDACTED]")
+    )
+    forms = {form for secret in known if secret for form in forms_of(str(secret))}
+    for form in sorted(forms, key=len, reverse=True):
+        text = text.replace(form, "[REDACTED]")
     return text.strip()
+
+
+def forms_of(secret: str) -> set[str]:
+    """The ways in which programs, drivers and Python write a password."""
+    escaped = secret.replace("\\", "\\\\")
+    return {
+        secret,
+        quote(secret, safe=""),
+        quote(secret),
+        repr(secret)[1:-1],
+        json.dumps(secret)[1:-1],
+        json.dumps(secret, ensure_ascii=False)[1:-1],
+        escaped,
+        escaped.replace("'", "\\'"),
+        secret.replace("'", "''"),
+    }
 
 
 @contextmanager
@@ -545,6 +565,7 @@ def configured_server(
     settings: dict[str, Any], options: Options, mark: str
 ) -> Server | None:
     """The server of settings.DATABASES["default"], None when there is no database."""
+    from django.core.exceptions import ImproperlyConfigured
     from django.db.utils import load_backend
 
     engine = settings["ENGINE"]
@@ -554,9 +575,18 @@ def configured_server(
             raise NotJudged(f"no database is configured\n  {ask}")
         log.warning("no database is configured: rehearsing on a throwaway server")
         return None
-    if load_backend(engine).DatabaseWrapper.vendor != "postgresql":
+    try:
+        vendor = load_backend(engine).DatabaseWrapper.vendor
+    except ImproperlyConfigured as error:
+        raise NotJudged(f"the engine {engine} cannot be loaded\n  {error}") from None
+    if vendor != "postgresql":
         raise NotJudged(f"the configured database is not PostgreSQL but {engine}")
+    if "@" in str(settings["NAME"]):  # it holds a piece of a password
+        raise NotJudged(f"the settings name a database with an @ in it\n  {ENCODE}")
     return introduced(Server(settings, options.timeout, mark), options.strict)
+
+
+ENCODE = "in DATABASE_URL, percent-encode what is special in the password"
 
 
 def introduced(server: Server, strict: bool = False) -> Server:
@@ -589,11 +619,17 @@ def sealed_project() -> Iterator[dict[str, Any]]:
     from django.db import connections
 
     kept = {alias: dict(connections.settings[alias]) for alias in connections.settings}
-    dummy = connections.configure_settings({})["default"]
+    # As a server that is down: code that asks the database at start-up expects that.
+    nowhere = dict(kept["default"], HOST=f"/nonexistent/{MARK}", PORT="", PASSWORD="")
     try:
-        point_project_at(lambda _alias: dummy)
+        point_project_at(lambda _alias: dict(nowhere, OPTIONS={}))
         django.setup()
-        log.disabled = False  # LOGGING may disable the loggers that it does not name
+    except Exception as error:  # noqa: BLE001  the project's code raises anything
+        point_project_at(kept.get)
+        said = scrubbed(f"{type(error).__name__}: {error}", kept["default"])
+        raise NotJudged(f"the project cannot be set up\n{indented(said)}") from None
+    log.disabled = False  # LOGGING may disable the loggers that it does not name
+    try:
         yield kept["default"]
     finally:
         point_project_at(kept.get)
@@ -622,8 +658,7 @@ def load_settings() -> None:
     except ValueError as error:
         # Its words may be a piece of a password that a URL cannot hold as it is.
         raise NotJudged(
-            f"the settings cannot be read: {type(error).__name__}\n"
-            "  in DATABASE_URL, percent-encode what is special in the password"
+            f"the settings cannot be read: {type(error).__name__}\n  {ENCODE}"
         ) from None
 
 
@@ -647,18 +682,24 @@ def lent(database: Database) -> Iterator[None]:
     Another alias would be a trap: a data migration that uses the default connection
     would write to the configured database.
     """
-    from django.db import Error, connections
+    from django.db import connections
 
     sealed = dict(connections.settings["default"])
     settings = settings_for(database)
+    bound = f"-c statement_timeout={round(database.server.timeout * 1000)}"
+    given = settings["OPTIONS"].get("options", "")
+    settings["OPTIONS"] |= {"options": f"{given} {bound}".strip()}
     point_project_at(lambda _alias: settings)
     try:
         # Migrations print, and a quiet run shows nothing but its dots.
         with redirect_stdout(io.StringIO()):
             yield
-    except Error as error:
-        said = database.server.scrubbed(str(error))
-        raise NotJudged(f"the project's migrations fail\n  {said}") from None
+    except Exception as error:  # noqa: BLE001  the project's code raises anything
+        log.info("%s", database.server.scrubbed(traceback.format_exc()))
+        said = database.server.scrubbed(f"{type(error).__name__}: {error}")
+        raise NotJudged(
+            f"the project's migrations fail\n{indented(said)}{advice(said)}"
+        ) from None
     finally:
         point_project_at(lambda _alias: sealed)
 
@@ -694,6 +735,7 @@ def session(database: Database, snapshot: str | None = None) -> Iterator[Any]:
 
     Raises NotJudged, with the server's sentence, in place of a database error.
     """
+    from django.core.exceptions import ImproperlyConfigured
     from django.db.utils import load_backend
 
     server = database.server
@@ -715,7 +757,7 @@ def session(database: Database, snapshot: str | None = None) -> Iterator[Any]:
             cursor.execute(REPEATABLE_READ)
             cursor.execute(f"SET TRANSACTION SNAPSHOT '{snapshot}'")
         yield cursor
-    except django.Database.Error as error:
+    except (django.Database.Error, ImproperlyConfigured) as error:
         said = server.scrubbed(str(error)) or type(error).__name__
         raise NotJudged(f'database "{database.name}": {said}{advice(said)}') from None
     finally:
@@ -805,36 +847,44 @@ def key_of(name: str) -> int:
 
 def orphans(cursor: Any) -> list[str]:
     """The scratch databases of runs that no longer exist."""
-    cursor.execute(
-        """
+    cursor.execute("""
         SELECT datname
           FROM pg_database
-         WHERE datname ~ %s
-           AND pg_has_role(datdba, 'MEMBER')
+         WHERE pg_has_role(datdba, 'MEMBER')
          ORDER BY datname COLLATE "C"
-        """,
-        [SCRATCH_NAME],
-    )
-    names = [name for (name,) in cursor.fetchall()]
-    # Advisory locks belong to one database, and a run may hold its own in another.
-    cursor.execute("""
-        SELECT classid::bigint << 32 | objid::bigint
+        """)
+    return [name for (name,) in cursor.fetchall() if is_orphan(name, cursor)]
+
+
+def is_orphan(name: str, cursor: Any) -> bool:
+    """Whether the name is a scratch database's, and no session holds its mark.
+
+    Advisory locks belong to one database, and a run may hold its own in another: only
+    pg_locks shows them all.
+    """
+    if not re.fullmatch(SCRATCH_NAME, name):
+        return False
+    cursor.execute(
+        """
+        SELECT count(*)
           FROM pg_locks
          WHERE locktype = 'advisory'
            AND objsubid = 1
-        """)
-    held = {key for (key,) in cursor.fetchall()}
-    return [name for name in names if key_of(name) not in held]
+           AND classid::bigint << 32 | objid::bigint = %s
+        """,
+        [key_of(name)],
+    )
+    return cursor.fetchone() == (0,)
 
 
-SCRATCH_NAME = f"^{MARK}[0-9a-f]{{16}}_(source|reference|restored)$"
+SCRATCH_NAME = f"{MARK}[0-9a-f]{{16}}_(source|reference|restored)"
 
 
 def drop_database(database: Database) -> None:
     """Drop a scratch database of this run, or of a run that is gone: no other."""
     server, name = database.server, database.name
     with session(maintenance(server)) as cursor:
-        if not name.startswith(server.mark) and name not in orphans(cursor):
+        if not name.startswith(server.mark) and not is_orphan(name, cursor):
             raise RuntimeError(f'"{name}" is no scratch database of this run')
         cursor.execute(
             """
@@ -949,8 +999,10 @@ def throwaway_server(
                 serve("pg_ctl", "-w", "-t", str(round(timeout)), "-l", "log", "start")
         except BackupIsBad as error:
             log_lines = last_lines(data / "log")
+            hint = "\n  set TMPDIR to a folder that every account may enter"
             raise NotJudged(
                 f"the throwaway server does not start\n  {error}\n{log_lines}".rstrip()
+                + hint * ("Permission denied" in str(error))
             ) from None
         yield private(data, mark, timeout)
     finally:
@@ -1028,7 +1080,9 @@ def stop_orphaned_server(pid_file: Path) -> None:
     if pid_file.exists():
         pid = pid_file.read_text().partition("\n")[0]
         command = Command(("ps", "-o", "args=", "-p", pid), 10)
-        with suppress(BackupIsBad):  # ps fails when there is no such process
+        # ps fails when there is no such process. Where there is no ps, the server ends by
+        # itself, within a minute of its folder.
+        with suppress(BackupIsBad, FileNotFoundError):
             if str(pid_file.parent) in run(command):
                 os.kill(int(pid), signal.SIGQUIT)
 
@@ -1079,7 +1133,7 @@ def introduced_program(path: Path) -> Program:
     said = run(Command((str(path), "--version"), 10))
     version = re.search(r"\) (\d[\d.]*)", said)
     if version is None:
-        raise NotJudged(f"{path} does not tell its version\n  it said: {said!r}")
+        raise NotJudged(f"{path} does not tell its version when asked by --version")
     return Program(path, version[1])
 
 
@@ -1116,6 +1170,13 @@ class Command:
     timeout: float  # seconds
     environment: dict[str, str] = field(default_factory=dict, repr=False)
     database: Database | None = None
+    server: Server | None = None
+
+    @property
+    def secret_settings(self) -> dict[str, Any]:
+        """The settings whose passwords the program may know."""
+        server = self.database.server if self.database else self.server
+        return server.settings if server else {}
 
 
 def command(database: Database, name: str, *arguments: str | Path) -> Command:
@@ -1213,7 +1274,7 @@ def judged(command: Command, status: int, stdout: str, stderr: str) -> str:
     """The program's stdout when it ended well, an exception when it did not."""
     program = Path(command.arguments[0]).name
     server = command.database and command.database.server
-    stderr = server.scrubbed(stderr) if server else stderr.strip()
+    stderr = scrubbed(stderr, command.secret_settings)
     if status == 0:
         # A backup brackets its large objects in BEGIN and COMMIT of its own.
         lines = [s for s in stderr.splitlines() if " transaction in progress" not in s]
@@ -2570,7 +2631,8 @@ def open_sql(backup: Backup, server: Server) -> Iterator[BinaryIO]:
 def archive_command(backup: Backup, server: Server, *arguments: str) -> Command:
     """pg_restore, writing an archive as SQL: --list would not read the data."""
     program = str(server.programs["pg_restore"].path)
-    return Command((program, *arguments, "-f", "-", str(backup.path)), server.timeout)
+    words = (program, *arguments, "-f", "-", str(backup.path))
+    return Command(words, server.timeout, server=server)
 
 
 def unpack(path: Path, target: BinaryIO) -> None:
@@ -2820,11 +2882,21 @@ def publish(evidence: Evidence, options: Options) -> None:
         table = "\n".join(
             [f"### Backup drill: {headline}", "", "| | |", "|---|---|", *rows]
         )
-        with open(summary, "a", encoding="utf-8", errors="replace") as file:
+        with written("job summary"), open(summary, "a", encoding="utf-8") as file:
             file.write(f"{table}\n\n")
     if options.report:
         text = json.dumps(evidence.facts, indent=2)
-        options.report.write_text(f"{text}\n", encoding="utf-8")
+        with written("report"):
+            options.report.write_text(f"{text}\n", encoding="utf-8")
+
+
+@contextmanager
+def written(what: str) -> Iterator[None]:
+    """Raise NotJudged when a file of evidence cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise NotJudged(f"the {what} cannot be written: {error}") from None
 
 
 def headline_of(facts: dict[str, Any]) -> str:
