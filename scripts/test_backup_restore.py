@@ -275,9 +275,8 @@ class BackupRestoreTests(unittest.TestCase):
     @act("set-up")
     def find_server(cls) -> None:
         """Find the server, with nothing of the project's in reach."""
-        if cls.options.report:
-            with written("report"):
-                cls.options.report.touch()
+        if cls.options.report:  # better told now than after the work
+            append("the report", cls.options.report, "")
         cls.folder = cls.enterClassContext(private_folder())
         servers = drill_server(cls.options, cls.folder)
         cls.configured, cls.server = cls.enterClassContext(servers)
@@ -1076,15 +1075,18 @@ def last_lines(path: Path, most: int = 10) -> str:
 
 
 def stop_orphaned_server(pid_file: Path) -> None:
-    """End the server of a killed run, if it is still there."""
+    """End the server of a killed run, if it is still there; wait for its end."""
     if pid_file.exists():
         pid = pid_file.read_text().partition("\n")[0]
         command = Command(("ps", "-o", "args=", "-p", pid), 10)
         # ps fails when there is no such process. Where there is no ps, the server ends by
         # itself, within a minute of its folder.
-        with suppress(BackupIsBad, FileNotFoundError):
+        with suppress(BackupIsBad, FileNotFoundError, ProcessLookupError):
             if str(pid_file.parent) in run(command):
                 os.kill(int(pid), signal.SIGQUIT)
+                for _ in range(100):
+                    time.sleep(0.05)
+                    os.kill(int(pid), 0)
 
 
 # --- Programs -------------------------------------------------------------------------
@@ -2882,21 +2884,21 @@ def publish(evidence: Evidence, options: Options) -> None:
         table = "\n".join(
             [f"### Backup drill: {headline}", "", "| | |", "|---|---|", *rows]
         )
-        with written("job summary"), open(summary, "a", encoding="utf-8") as file:
-            file.write(f"{table}\n\n")
+        append("the job summary", Path(summary), f"{table}\n\n")
     if options.report:
-        text = json.dumps(evidence.facts, indent=2)
-        with written("report"):
-            options.report.write_text(f"{text}\n", encoding="utf-8")
+        options.report.unlink(missing_ok=True)
+        append(
+            "the report", options.report, json.dumps(evidence.facts, indent=2) + "\n"
+        )
 
 
-@contextmanager
-def written(what: str) -> Iterator[None]:
-    """Raise NotJudged when a file of evidence cannot be written."""
+def append(what: str, path: Path, text: str) -> None:
+    """Add text to a file of evidence. Raises NotJudged when it cannot be written."""
     try:
-        yield
+        with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
     except OSError as error:
-        raise NotJudged(f"the {what} cannot be written: {error}") from None
+        raise NotJudged(f"{what} cannot be written: {error}") from None
 
 
 def headline_of(facts: dict[str, Any]) -> str:
