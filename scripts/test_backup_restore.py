@@ -45,6 +45,7 @@ import re
 import secrets
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tarfile
@@ -453,20 +454,22 @@ def sweep_folders() -> None:
     """Remove the folders of runs that were killed, and end their servers."""
     for folder in Path(tempfile.gettempdir()).glob(f"{MARK}{'[0-9a-f]' * 16}"):
         with suppress(FileNotFoundError):  # another run was faster
-            sweep_folder(folder)
+            found = folder.lstat()
+            if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid():
+                sweep_folder(folder)
 
 
 def sweep_folder(folder: Path) -> None:
     """Remove the folder, unless a run holds its lock."""
-    lock = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
+    lock = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(lock).st_uid == os.geteuid():
-            stop_orphaned_server(folder / "data" / "postmaster.pid")
-            shutil.rmtree(folder)
-            log.warning("removed the folder of a killed run: %s", folder)
     except BlockingIOError:
-        pass
+        return
+    else:
+        stop_orphaned_server(folder / "data" / "postmaster.pid")
+        shutil.rmtree(folder)
+        log.warning("removed the folder of a killed run: %s", folder)
     finally:
         os.close(lock)
 
@@ -1244,15 +1247,18 @@ def started(command: Command, **popen: Any) -> Iterator[Callable[[], str]]:
         )
         overran = Event()
         bound = Timer(command.timeout, lambda: overran.set() or kill_group(process))
-        bound.start()
+        bound.daemon = True
 
         def finish() -> str:
-            status = process.wait()
+            # Not wait(): a signal that comes just before it would have to wait as well.
+            while process.poll() is None:
+                time.sleep(0.005)
             if overran.is_set():
                 raise NotJudged(overrun(command))
-            return judged(command, status, said(stdout), said(stderr))
+            return judged(command, process.returncode, said(stdout), said(stderr))
 
         try:
+            bound.start()
             yield finish
         finally:
             bound.cancel()
