@@ -761,7 +761,8 @@ def session(database: Database, snapshot: str | None = None) -> Iterator[Any]:
         yield cursor
     except (django.Database.Error, ImproperlyConfigured) as error:
         said = server.scrubbed(str(error)) or type(error).__name__
-        raise NotJudged(f'database "{database.name}": {said}{advice(said)}') from None
+        hint = advice(str(error))
+        raise NotJudged(f'database "{database.name}": {said}{hint}') from None
     finally:
         if connection:
             connection.close()
@@ -1258,7 +1259,8 @@ def started(command: Command, **popen: Any) -> Iterator[Callable[[], str]]:
             return judged(command, process.returncode, said(stdout), said(stderr))
 
         try:
-            bound.start()
+            with suppress(RuntimeError):  # Python 3.12 starts no thread at its own end
+                bound.start()
             yield finish
         finally:
             bound.cancel()
@@ -1282,6 +1284,7 @@ def judged(command: Command, status: int, stdout: str, stderr: str) -> str:
     """The program's stdout when it ended well, an exception when it did not."""
     program = Path(command.arguments[0]).name
     server = command.database and command.database.server
+    hint = advice(stderr) if server else ""  # else its words are of our own files
     stderr = scrubbed(stderr, command.secret_settings)
     if status == 0:
         # A backup brackets its large objects in BEGIN and COMMIT of its own.
@@ -1292,7 +1295,6 @@ def judged(command: Command, status: int, stdout: str, stderr: str) -> str:
         return stdout
     where = f' on database "{command.database.name}"' if command.database else ""
     ended = f"was killed by signal {-status}" if status < 0 else f"exited with {status}"
-    hint = advice(stderr) if server else ""  # then its words are of our own files
     verdict = NotJudged if hint else BackupIsBad
     raise verdict(f"{program} {ended}{where}\n{indented(stderr)}{hint}")
 
@@ -1352,7 +1354,10 @@ def create_backup(
     if options.backup:
         return adopted(options.backup, server)
     if options.live:
-        return dumped(maintenance(configured), options, folder)
+        source = maintenance(configured)
+        if not server.private:
+            require_right_to_restore(source)
+        return dumped(source, options, folder)
     with rehearsal(server) as source:
         return replace(dumped(source, options, folder), rehearsal=True)
 
@@ -1492,6 +1497,26 @@ def require_right_to_read(cursor: Any) -> None:
         raise NotJudged(
             f"the database cannot be read whole by this role\n{shown}\n"
             f"  use a role that owns the tables, or has BYPASSRLS and may read them"
+        )
+
+
+def require_right_to_restore(source: Database) -> None:
+    """Raise NotJudged, naming the owners in whose name the role may not create."""
+    with session(source) as cursor:
+        cursor.execute("""
+            SELECT DISTINCT c.relowner::regrole::text
+              FROM pg_class AS c
+              JOIN pg_namespace AS n ON n.oid = c.relnamespace
+             WHERE n.nspname !~ '^pg_'
+               AND n.nspname <> 'information_schema'
+               AND NOT pg_has_role(c.relowner, 'MEMBER')
+             ORDER BY 1
+            """)
+        owners = [owner for (owner,) in cursor.fetchall()]
+    if owners:
+        raise NotJudged(
+            f"this role may not restore objects of other owners: {', '.join(owners)}\n"
+            f"  use a superuser or a member of these roles, or --throwaway"
         )
 
 
