@@ -316,7 +316,7 @@ class UnreadableURLTests(DrillsAhead):
         "a question mark": Misread(f"{WORD}?x"),
         "a bracket": Misread(f"{WORD}]x"),
         "digits and a slash, as in a port and a name": Misread(
-            f"123/{WORD}", "check the"
+            f"123/{WORD}"
         ),
         "a question mark first, as in a parameter": Misread(f"?{WORD}=x", "NAME"),
     }
