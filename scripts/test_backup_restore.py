@@ -778,6 +778,7 @@ ADVICE = {
     "check the host and the port, and that the server runs": [
         "Connection refused",
         "could not translate",
+        "failed to resolve",
         "failed: No such file",
         "timeout expired",
         "No route",

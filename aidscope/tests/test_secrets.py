@@ -125,7 +125,7 @@ WAYS = {
         settings={"HOST": "127.0.0.1"},  # and a port that nobody listens at
     ),
     "an unknown host": Way(
-        ('could not translate host name "nowhere.invalid"', "check the host"),
+        ("nowhere.invalid", "check the host and the port"),
         settings={"HOST": "nowhere.invalid"},
     ),
     "a missing database": Way(
@@ -315,9 +315,7 @@ class UnreadableURLTests(DrillsAhead):
         "a slash": Misread(f"{WORD}/x"),
         "a question mark": Misread(f"{WORD}?x"),
         "a bracket": Misread(f"{WORD}]x"),
-        "digits and a slash, as in a port and a name": Misread(
-            f"123/{WORD}"
-        ),
+        "digits and a slash, as in a port and a name": Misread(f"123/{WORD}"),
         "a question mark first, as in a parameter": Misread(f"?{WORD}=x", "NAME"),
     }
 
