@@ -1640,7 +1640,11 @@ def adopted(path: Path, server: Server) -> Backup:
     require_not_newer(head, server)
     if form in ("plain", "gzip"):  # psql obeys a file that pg_restore would not
         escapes = SqlScan().read(backup, server).escapes
-        refuse("the backup would reach beyond the database it is restored to", escapes)
+        hint = ["make it without pg_dump's --create, or in an archive format"]
+        refuse(
+            "the backup would reach beyond the database it is restored to",
+            escapes + hint * bool(escapes),
+        )
     return replace(backup, locale=locale_for(head, server))
 
 

@@ -4,13 +4,12 @@ A drill is caught in an act by a program on PATH that waits, or by a migration t
 does; see `running.py`. The places look at folders, databases and processes.
 """
 
-import re
 import signal
 import unittest
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from aidscope.tests.running import (
     ACTS,
@@ -21,7 +20,6 @@ from aidscope.tests.running import (
     databases,
     drills_ahead,
     ended,
-    eventually,
     place,
     sentences,
     url_of,
@@ -29,8 +27,8 @@ from aidscope.tests.running import (
 from aidscope.tests.server import OPTIONS, execute, server
 from scripts import test_backup_restore as drill
 
-DROPPED = "^dropped a database of a killed run: (.*)$"
 PROMPTLY = 15.0  # seconds, on a busy machine
+DROPPED = "^dropped a database of a killed run: (.*)$"
 REMOVED = "^removed the folder of a killed run: (.*)$"
 SLOW_SETTINGS = """
 from aidscope.settings import *
@@ -50,6 +48,14 @@ def wait(apps, editor):
 
 class Migration(migrations.Migration):
     operations = [migrations.RunPython(wait)]
+"""
+# Has pg_dump write the backup to a device that is always full.
+TO_A_FULL_DISK = """
+for each do
+    shift
+    case $each in */backup.plain) each=/dev/full ;; esac
+    set -- "$@" "$each"
+done
 """
 
 
@@ -102,39 +108,58 @@ class SignalTests(DrillsAhead, Tests):
         self.assertEqual(leftovers, [])
 
 
-class InterruptedTests(Tests):
-    """A drill that is told to stop stops well, whatever else comes in its way."""
+# --- Told to stop at a bad moment, or held up -----------------------------------------
 
-    def test_impatience(self) -> None:
-        """Signals that follow the first do not disturb the cleaning up."""
-        with place() as here:
-            with here.caught(ACTS["restore"], DATABASE_URL=url_of()) as process:
-                for number in 3 * [signal.SIGINT, signal.SIGTERM]:
-                    process.send_signal(number)
-                stopped = ended(process, PROMPTLY)
-            self.assert_ended(stopped, "interrupted (SIG")
-            self.assertEqual(here.leftovers(), [])
 
-    def test_throwaway_server(self) -> None:
-        """An interrupted drill takes its private server with it."""
-        with place() as here:
-            with here.caught(ACTS["creation"]) as process:
-                self.assertTrue([said for said in here.processes() if "/data" in said])
-                process.send_signal(signal.SIGTERM)
-                stopped = ended(process, PROMPTLY)
-            self.assert_ended(stopped, "interrupted (SIGTERM)")
-            self.assertEqual(here.leftovers(), [])
+class Story(NamedTuple):
+    """How a drill is brought to an end, and what it says then."""
 
-    def test_running_query(self) -> None:
-        """A query that runs holds an interrupted drill no longer than the timeout."""
-        with place() as here:
-            environment = slow_migration(here)
-            with here.started("--timeout", "3", **environment) as process:
-                self.assertTrue(eventually(lambda: here.waiting))
-                process.send_signal(signal.SIGINT)
-                stopped = ended(process, PROMPTLY)
-            self.assert_ended(stopped, "interrupted (SIGINT)")
-            self.assertEqual(here.leftovers(), [])
+    told: Callable[[Place], Ended]
+    sentences: tuple[str, ...]
+
+
+def impatient(here: Place) -> Ended:
+    """Signals follow the first while the drill cleans up."""
+    with here.caught(ACTS["restore"], DATABASE_URL=url_of()) as process:
+        for number in 3 * [signal.SIGINT, signal.SIGTERM]:
+            process.send_signal(number)
+        return ended(process, PROMPTLY)
+
+
+def interrupted_with_its_server(here: Place) -> Ended:
+    """The drill has a throwaway server."""
+    with here.caught(ACTS["creation"]) as process:
+        if not any("/data" in said for said in here.processes()):
+            raise AssertionError("there is no throwaway server")
+        process.send_signal(signal.SIGTERM)
+        return ended(process, PROMPTLY)
+
+
+def interrupted_in_a_query(here: Place) -> Ended:
+    """A migration's query runs."""
+    environment = slow_migration(here)
+    with here.started("--timeout", "3", **environment) as process:
+        here.await_stand_in(process)
+        process.send_signal(signal.SIGINT)
+        return ended(process, PROMPTLY)
+
+
+def with_a_slow_migration(here: Place) -> Ended:
+    """A migration's query does not end."""
+    with here.started("--timeout", "3", **slow_migration(here)) as process:
+        return ended(process, PROMPTLY)
+
+
+def with_a_hanging_program(here: Place) -> Ended:
+    """pg_dump has a child, and neither ends."""
+    here.stand_in("pg_dump", "sleep 600 & sleep 600; exit 1")
+    return here.run("--timeout", "3", DATABASE_URL=url_of())
+
+
+def with_a_full_disk(here: Place) -> Ended:
+    """pg_dump writes where there is no room."""
+    here.stand_in("pg_dump", TO_A_FULL_DISK, "*--file*")
+    return here.run(DATABASE_URL=url_of())
 
 
 def slow_migration(here: Place) -> dict[str, str]:
@@ -151,6 +176,47 @@ def slow_migration(here: Place) -> dict[str, str]:
         "DJANGO_SETTINGS_MODULE": "slow_settings",
         "PYTHONPATH": str(here.folder / "site"),
     }
+
+
+@drills_ahead
+class StoryTests(DrillsAhead, Tests):
+    """Nothing that lasts or fails keeps a drill from ending with a sentence."""
+
+    table: ClassVar = {
+        "signals that follow the first": Story(impatient, ("interrupted (SIG",)),
+        "a signal with a throwaway server": Story(
+            interrupted_with_its_server, ("interrupted (SIGTERM)",)
+        ),
+        "a signal in a query": Story(interrupted_in_a_query, ("interrupted (SIGINT)",)),
+        "a migration that hangs": Story(
+            with_a_slow_migration,
+            ("migrations fail", "statement timeout", "--timeout SECONDS"),
+        ),
+        "a program that hangs": Story(
+            with_a_hanging_program,
+            (
+                "pg_dump did not end within 3 s, and was killed",
+                "allow more time with --timeout SECONDS",
+                "creation error",
+            ),
+        ),
+        "a full disk": Story(
+            with_a_full_disk,
+            ("creation error", "No space left on device", "make room on the disk"),
+        ),
+    }
+
+    @staticmethod
+    def drilled(row: Story) -> tuple[Ended, list[str]]:
+        """Let the story happen."""
+        with place() as here:
+            return row.told(here), here.leftovers()
+
+    def judge_outcome(self, row: Story, outcome: tuple[Ended, list[str]]) -> None:
+        """The drill ended with its sentences, and left nothing."""
+        stopped, leftovers = outcome
+        self.assert_ended(stopped, *row.sentences)
+        self.assertEqual(leftovers, [])
 
 
 # --- Killed ---------------------------------------------------------------------------
@@ -311,53 +377,3 @@ def control(data: str, *arguments: str) -> None:
     program = str(drill.server_programs(None) / "pg_ctl")
     command = drill.Command((program, "-w", "-D", data, *arguments), BOUND)
     drill.run(command, cwd=data, **drill.unprivileged_account())
-
-
-class BoundTests(Tests):
-    """Nothing lasts for ever, and nothing grows for ever."""
-
-    def test_hanging_program(self) -> None:
-        """A program is killed at the timeout, with its children."""
-        with place() as here:
-            here.stand_in("pg_dump", "sleep 600 & sleep 600; exit 1")
-            stopped = here.run("--timeout", "3", DATABASE_URL=url_of())
-            self.assert_ended(
-                stopped,
-                "pg_dump did not end within 3 s, and was killed",
-                "allow more time with --timeout SECONDS",
-                "creation error",
-            )
-            self.assertEqual(here.leftovers(), [])
-
-    def test_hanging_migration(self) -> None:
-        """A query of a migration's is bounded as every other."""
-        with place() as here:
-            environment = slow_migration(here)
-            with here.started("--timeout", "3", **environment) as process:
-                stopped = ended(process, PROMPTLY)
-            self.assert_ended(
-                stopped, "migrations fail", "statement timeout", "--timeout SECONDS"
-            )
-            self.assertEqual(here.leftovers(), [])
-
-    def test_full_disk(self) -> None:
-        """A backup that does not fit on the disk is an error that says so."""
-        with place() as here:
-            to_full = re.sub(
-                r"\n *",
-                " ",
-                """for each do
-                shift;
-                case $each in */backup.plain) each=/dev/full ;; esac;
-                set -- "$@" "$each";
-                done""",
-            )
-            here.stand_in("pg_dump", to_full, "*--file*")
-            stopped = here.run(DATABASE_URL=url_of())
-            self.assert_ended(
-                stopped,
-                "creation error",
-                "No space left on device",
-                "make room on the disk",
-            )
-            self.assertEqual(here.leftovers(), [])
