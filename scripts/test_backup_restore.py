@@ -2115,7 +2115,7 @@ def being_asked(
         ):
             for future in futures:
                 future.result()
-        return [row for number in sorted(answers) for row in answers[number]]
+        return [row for number in sorted(answers) for row in sorted(answers[number])]
 
     with ThreadPoolExecutor(sessions) as pool:
         futures = [pool.submit(ask) for _ in range(sessions)]

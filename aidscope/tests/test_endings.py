@@ -4,12 +4,15 @@ A drill is caught in an act by a program on PATH that waits, or by a migration t
 does; see `running.py`. The places look at folders, databases and processes.
 """
 
+import os
 import signal
+import tempfile
 import unittest
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import ClassVar, NamedTuple
+from unittest import mock
 
 from aidscope.tests.running import (
     ACTS,
@@ -332,6 +335,28 @@ class SideBySideTests(Tests):
             self.assertEqual({*sentences(DROPPED, said)}, {*orphans})
             self.assertEqual({*sentences(REMOVED, said)}, {str(folder)})
             self.assertEqual(here.leftovers(), [])
+
+    def test_folder_that_is_swept_while_it_is_made(self) -> None:
+        """A folder that another run sweeps before it is locked is made anew."""
+        swept = []
+
+        def open_too_late(path: str | Path, *how: int) -> int:
+            """What os.open does, once another run was faster."""
+            if not swept and isinstance(path, Path):
+                swept.append(path)
+                path.rmdir()
+            return opened(path, *how)
+
+        opened = os.open
+        with (
+            place() as here,
+            mock.patch.object(tempfile, "tempdir", str(here.temporary)),
+            mock.patch.object(os, "open", open_too_late),
+            drill.private_folder() as folder,
+        ):
+            self.assertTrue(folder.is_dir())
+            self.assertEqual([path.parent for path in swept], [here.temporary])
+            self.assertNotEqual(swept, [folder])
 
 
 # --- What goes wrong outside ----------------------------------------------------------
