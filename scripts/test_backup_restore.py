@@ -438,11 +438,12 @@ def private_folder() -> Iterator[Path]:
     while True:
         folder = Path(tempfile.gettempdir(), f"{MARK}{secrets.token_hex(8)}")
         folder.mkdir(mode=0o700)
-        lock = os.open(folder, os.O_RDONLY)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if folder.exists():  # else another run swept it before it was locked
-            break
-        os.close(lock)
+        with suppress(FileNotFoundError):  # another run swept it before it was locked
+            lock = os.open(folder, os.O_RDONLY)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if folder.exists():
+                break
+            os.close(lock)
     try:
         yield folder
     finally:
