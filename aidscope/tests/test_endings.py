@@ -340,12 +340,12 @@ class SideBySideTests(Tests):
         """A folder that another run sweeps before it is locked is made anew."""
         swept = []
 
-        def open_too_late(path: str | Path, *how: int) -> int:
+        def open_too_late(path: str | Path, *how: int, **more: int | None) -> int:
             """What os.open does, once another run was faster."""
             if not swept and isinstance(path, Path):
                 swept.append(path)
                 path.rmdir()
-            return opened(path, *how)
+            return opened(path, *how, **more)
 
         opened = os.open
         with (
