@@ -104,6 +104,18 @@ VALUES ('COPY extra.nil (id) FROM stdin;'),
        ('-- PostgreSQL database dump complete'),
        (E'\n\\.\n\n--\n-- PostgreSQL database dump complete\n--\n');
 
+CREATE TABLE extra.short (                          -- each kind of value, hashed its way
+    flag     boolean,
+    small    smallint,
+    whole    integer,
+    other    integer,
+    big      bigint,
+    mark     char(4)
+);
+INSERT INTO extra.short
+VALUES (true, 1, 1, 2, 1, 'a'),
+       (NULL, NULL, NULL, NULL, NULL, NULL);
+
 CREATE TABLE extra.visit (day date NOT NULL, who text) PARTITION BY RANGE (day);
 CREATE TABLE extra.visit_2023 PARTITION OF extra.visit
    FOR VALUES FROM ('2023-01-01') TO ('2024-01-01');

@@ -82,6 +82,30 @@ ROWS = {
         " WHERE at = '2024-01-01 00:00:00+00'",
         "table backup_drill.event: 100 rows as expected, with other values",
     ),
+    "a large number has the same halves": Damage(
+        "UPDATE extra.short SET big = 4294967296 WHERE big = 1",
+        "table extra.short: 2 rows as expected, with other values",
+    ),
+    "two numbers are swapped within a row": Damage(
+        "UPDATE extra.short SET whole = other, other = whole",
+        "table extra.short: 2 rows as expected, with other values",
+    ),
+    "0 stands for a NULL": Damage(
+        "UPDATE extra.short SET whole = 0 WHERE whole IS NULL",
+        "table extra.short: 2 rows as expected, with other values",
+    ),
+    "false stands for a NULL": Damage(
+        "UPDATE extra.short SET flag = false WHERE flag IS NULL",
+        "table extra.short: 2 rows as expected, with other values",
+    ),
+    "blanks stand for a NULL": Damage(
+        "UPDATE extra.short SET mark = '' WHERE mark IS NULL",
+        "table extra.short: 2 rows as expected, with other values",
+    ),
+    "a value and a NULL change rows": Damage(
+        "UPDATE extra.short SET whole = CASE WHEN whole IS NULL THEN 1 END",
+        "table extra.short: 2 rows as expected, with other values",
+    ),
     "a row is deleted": Damage(
         "DELETE FROM backup_drill.event WHERE ctid ="
         " (SELECT min(ctid) FROM backup_drill.event)",
