@@ -239,7 +239,7 @@ SELECT max(id)
 
 
 def act(name: str, after: str = "") -> Callable[[Callable], Callable]:
-    """Have a method's outcome put on record; it fails when `after` did not pass."""
+    """Have a method's outcome put on record; `after` must have passed before it."""
 
     def on_record(method: Callable) -> Callable:
         @functools.wraps(method)
@@ -1641,11 +1641,12 @@ def adopted(path: Path, server: Server) -> Backup:
     require_not_newer(head, server)
     if form in ("plain", "gzip"):  # psql obeys a file that pg_restore would not
         escapes = SqlScan().read(backup, server).escapes
-        hint = ["make it without pg_dump's --create, or in an archive format"]
-        refuse(
-            "the backup would reach beyond the database it is restored to",
-            escapes + hint * bool(escapes),
-        )
+        if any("CREATE DATABASE" in escape for escape in escapes):
+            raise NotJudged(
+                "the backup makes a database of its own: pg_dump --create wrote it\n"
+                "  dump without --create, or in an archive format, which holds it apart"
+            )
+        refuse("the backup would reach beyond its database", escapes)
     return replace(backup, locale=locale_for(head, server))
 
 
@@ -2910,7 +2911,8 @@ class Evidence:
         try:
             before = self.facts["tests"].get(after)
             if before and before["verdict"] != "passed":
-                raise BackupIsBad(f"not attempted, because {after} did not pass")
+                unmet = BackupIsBad if before["verdict"] == "failed" else NotJudged
+                raise unmet(f"not attempted, because {after} did not pass")
             method(owner)
         except OSError as error:  # a full disk, a folder without rights
             verdict, sentence = "error", f"{error}{advice(str(error))}"

@@ -160,6 +160,18 @@ class SayingsTests(unittest.TestCase):
         self.assertEqual(report["verdict"], "failed")
         self.assert_table(summary, "The backup is bad")
 
+    def test_error_on_the_way(self) -> None:
+        """What depends on a test that could not judge the backup cannot either."""
+        full = "echo 'could not write: No space left on device' >&2; exit 1"
+        over, report, _ = reported(pg_dump=full)
+        self.assertEqual(over.status, 1, over.said)
+        self.assertRegex(over.stderr, r"(?m)^FAILED \(errors=3\)$")
+        self.assertIn("make room on the disk", report["tests"]["creation"]["sentence"])
+        for act, before in (("validation", "creation"), ("restore", "validation")):
+            test = report["tests"][act]
+            self.assertEqual(test["verdict"], "error")
+            self.assertEqual(test["sentence"], NOT_ATTEMPTED.format(before))
+
     def test_failfast(self) -> None:
         """-f ends the drill with the first test that fails."""
         over, report, _ = reported("-f", pg_dump="exit 1")
