@@ -1405,9 +1405,9 @@ def dumped(source: Database, options: Options, folder: Path) -> Backup:
             started(command(source, "pg_dump", *same, *form)) as written,
             started(command(source, "pg_dump", *same, *schema_only)) as schema_written,
             being_read(source, snapshot) as read,
-            progress(lambda: f"{size_on_disk(path):,} bytes written"),
         ):
-            written()
+            with progress(lambda: f"{size_on_disk(path):,} bytes written"):
+                written()
             seconds = time.monotonic() - began
             if not path.exists():
                 raise BackupIsBad("pg_dump ended well, and wrote no backup")
@@ -1437,7 +1437,8 @@ def progress(describe: Callable[[], str]) -> Iterator[None]:
 
     def show() -> None:
         while not over.wait(0.5):
-            print(f"\r{describe()}\033[K", end="", file=sys.stderr, flush=True)
+            # Behind unittest's dots: the cursor is saved, and brought back.
+            print(f"\x1b7 {describe()}\x1b[K\x1b8", end="", file=sys.stderr, flush=True)
 
     over = Event()
     thread = Thread(target=show)
@@ -1449,7 +1450,7 @@ def progress(describe: Callable[[], str]) -> Iterator[None]:
         over.set()
         if thread.ident:
             thread.join()
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
+            print("\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def size_on_disk(path: Path) -> int:
@@ -2073,9 +2074,19 @@ def being_read(
         tables = tables_of(cursor)
     large = [table.statement for table in tables if table.size > 2**20]
     small = [table.statement for table in tables if table.size <= 2**20]
-    statements = [*large, *joined(small), *map(as_text, OBJECTS)]
-    with being_asked(database, statements, snapshot) as answer:
-        yield lambda: gathered(answer())
+    questions = [*large, *joined(small), *map(as_text, OBJECTS)]
+    answers: list[list[tuple]] = [[] for _ in questions]
+
+    def read() -> Contents:
+        with progress(lambda: f"{read_so_far():,} of {len(tables):,} tables read"):
+            finish()
+        return gathered(row for rows in answers for row in sorted(rows))
+
+    def read_so_far() -> int:
+        return sum(map(len, answers[: -len(OBJECTS)]))
+
+    with being_asked(database, questions, answers, snapshot) as finish:
+        yield read
 
 
 def as_text(query: str) -> str:
@@ -2114,11 +2125,14 @@ def gathered(rows: Iterable[tuple[str, str]]) -> Contents:
 
 @contextmanager
 def being_asked(
-    database: Database, statements: list[str], snapshot: str | None, sessions: int = 2
-) -> Iterator[Callable[[], list[tuple]]]:
-    """Ask on several sessions side by side; yield what waits for all rows, in order."""
-    waiting = deque(enumerate(statements))
-    answers: dict[int, list[tuple]] = {}
+    database: Database,
+    questions: list[str],
+    answers: list[list[tuple]],
+    snapshot: str | None,
+    sessions: int = 2,
+) -> Iterator[Callable[[], None]]:
+    """Fill in the answers, on sessions side by side; yield what waits for the last."""
+    waiting = deque(enumerate(questions))
     busy: set[Any] = set()
 
     def ask() -> None:
@@ -2127,24 +2141,16 @@ def being_asked(
             try:
                 while waiting:
                     with suppress(IndexError):  # another session took the last one
-                        number, statement = waiting.popleft()
-                        cursor.execute(statement)
+                        number, question = waiting.popleft()
+                        cursor.execute(question)
                         answers[number] = cursor.fetchall()
             finally:
                 busy.discard(cursor)
 
-    def finish() -> list[tuple]:
-        with progress(
-            lambda: f"{len(answers)} of {len(statements)} questions answered"
-        ):
-            for future in futures:
-                future.result()
-        return [row for number in sorted(answers) for row in sorted(answers[number])]
-
     with ThreadPoolExecutor(sessions) as pool:
         futures = [pool.submit(ask) for _ in range(sessions)]
         try:
-            yield finish
+            yield lambda: [future.result() for future in futures]
         finally:
             waiting.clear()
             for cursor in [*busy]:
@@ -2991,7 +2997,7 @@ def told(facts: dict[str, Any]) -> dict[str, str]:
         "backup": "{format}, {bytes:,} bytes, SHA-256 {sha256}",
         "backed up in": "{seconds_to_back_up:.2f} s",
         "restored in": "{seconds_to_restore:.2f} s",
-        "compared": "{tables} tables, {rows:,} rows, {objects} objects, all equal",
+        "compared": "{tables:,} tables, {rows:,} rows, {objects:,} objects, all equal",
         "pending migrations": "{pending_migrations}",
         "not compared": "{not_compared}",
         "time": "{time}",
@@ -3003,7 +3009,8 @@ def told(facts: dict[str, Any]) -> dict[str, str]:
     }
     if "pending_migrations" in facts:
         pending = facts["pending_migrations"]
-        words["pending_migrations"] = f"{len(pending)} {', '.join(pending[:3])}".strip()
+        shown = [*pending[:3], *["..."] * (len(pending) > 3)]
+        words["pending_migrations"] = f"{len(pending)} {', '.join(shown)}".strip()
     known = {}
     for name, form in forms.items():
         with suppress(KeyError):

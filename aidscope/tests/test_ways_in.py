@@ -2,11 +2,23 @@
 
 import importlib.util
 import json
+import os
+import pty
 import re
+import subprocess
+import sys
 import unittest
 from typing import Any, ClassVar, NamedTuple
 
-from aidscope.tests.running import DrillsAhead, Ended, drills_ahead, place, url_of
+from aidscope.tests.running import (
+    BOUND,
+    SCRIPT,
+    DrillsAhead,
+    Ended,
+    drills_ahead,
+    place,
+    url_of,
+)
 from aidscope.tests.server import server
 
 CREATION, VALIDATION, RESTORE = (
@@ -118,6 +130,26 @@ class SayingsTests(unittest.TestCase):
         self.assertEqual(over.status, 0, over.said)
         self.assertEqual(over.stdout, "")
         self.assertRegex(over.stderr, QUIET)
+
+    def test_progress(self) -> None:
+        """A long act tells a terminal how far it has come, and a file nothing."""
+        with place() as here:
+            here.stand_in("pg_dump", "sleep 0.8", "*--file*")
+            quiet = here.run(DATABASE_URL=url_of())
+            primary, terminal = pty.openpty()
+            shown = subprocess.run(
+                [sys.executable, SCRIPT],
+                env=here.environment(DATABASE_URL=url_of()),
+                stderr=terminal,
+                timeout=BOUND,
+                check=False,
+            )
+            os.close(terminal)
+            with open(primary, "rb") as screen:
+                said = screen.read1().decode()
+        self.assertRegex(quiet.stderr, QUIET)
+        self.assertEqual(shown.returncode, 0, said)
+        self.assertRegex(said, r"\A\x1b7 [\d,]+ bytes written\x1b\[K\x1b8")
 
     def test_pass(self) -> None:
         """Every step and its duration, every sentence, and the evidence in two forms."""
