@@ -277,7 +277,7 @@ class BackupRestoreTests(unittest.TestCase):
     def find_server(cls) -> None:
         """Find the server, with nothing of the project's in reach."""
         if cls.options.report:  # better told now than after the work
-            append("the report", cls.options.report, "")
+            write_evidence("the report", cls.options.report, "a", "")
         cls.folder = cls.enterClassContext(private_folder())
         servers = drill_server(cls.options, cls.folder)
         cls.configured, cls.server = cls.enterClassContext(servers)
@@ -2953,18 +2953,16 @@ def publish(evidence: Evidence, options: Options) -> None:
         table = "\n".join(
             [f"### Backup drill: {headline}", "", "| | |", "|---|---|", *rows]
         )
-        append("the job summary", Path(summary), f"{table}\n\n")
+        write_evidence("the job summary", Path(summary), "a", f"{table}\n\n")
     if options.report:
-        options.report.unlink(missing_ok=True)
-        append(
-            "the report", options.report, json.dumps(evidence.facts, indent=2) + "\n"
-        )
+        report = json.dumps(evidence.facts, indent=2)
+        write_evidence("the report", options.report, "w", f"{report}\n")
 
 
-def append(what: str, path: Path, text: str) -> None:
-    """Add text to a file of evidence. Raises NotJudged when it cannot be written."""
+def write_evidence(what: str, path: Path, mode: str, text: str) -> None:
+    """Write a file of evidence, or add to it. Raises NotJudged when that fails."""
     try:
-        with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+        with path.open(mode, encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
     except OSError as error:
         raise NotJudged(f"{what} cannot be written: {error}") from None
