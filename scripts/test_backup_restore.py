@@ -1777,10 +1777,9 @@ ROW_HASHES = """
                    THEN 'hashint4extended(t.%I, %s)'
                    WHEN atttypid = 'bpchar'::regtype AND atttypmod > 0  -- blanks count
                    THEN 'hashbpcharextended(t.%I COLLATE "C", %s)'
-                   WHEN atttypid IN ('bool'::regtype, 'int2'::regtype, 'int8'::regtype,
-                                     'numeric'::regtype, 'date'::regtype,
-                                     'timestamp'::regtype, 'timestamptz'::regtype,
-                                     'text'::regtype, 'varchar'::regtype)
+                   WHEN atttypid = ANY ('{bool, int2, int8, float8, numeric, date,
+                                          timestamp, timestamptz, text, varchar,
+                                          uuid, json, jsonb}'::regtype[])
                    THEN 'hashtextextended(t.%I::text COLLATE "C", %s)'
                    ELSE 'hashtextextended(ROW(t.%I)::text COLLATE "C", %s)'
                    END AS hash
