@@ -786,6 +786,9 @@ ADVICE = {
     ],
     "check the name of the database": ['database ".*" does not exist'],
     "allow more time with --timeout SECONDS": ["statement timeout", "lock timeout"],
+    "the standby's replay was faster: run again, or raise max_standby_streaming_delay": [
+        "conflict with recovery",
+    ],
     "make room on the disk": [
         "No space left",
         "could not extend",
@@ -961,13 +964,18 @@ def locale_of(cursor: Any) -> str:
 
 
 def require_right_to_create_databases(cursor: Any) -> None:
-    """Raise NotJudged, before any work is done, when the role may not."""
+    """Raise NotJudged, before any work is done, when the role or the server may not."""
     cursor.execute("""
-        SELECT rolname, rolcreatedb OR rolsuper
+        SELECT pg_is_in_recovery(), rolname, rolcreatedb OR rolsuper
           FROM pg_roles
          WHERE rolname = current_user
         """)
-    role, may = cursor.fetchone()
+    standby, role, may = cursor.fetchone()
+    if standby:
+        raise NotJudged(
+            "the server is a standby, on which no database can be created\n"
+            "  use --throwaway"
+        )
     if not may:
         raise NotJudged(
             f'role "{role}" may not create databases\n'
