@@ -595,8 +595,17 @@ ENCODE = "in DATABASE_URL, percent-encode what is special in the password"
 def introduced(server: Server, strict: bool = False) -> Server:
     """The server, with its version and the programs that fit it."""
     with session(maintenance(server)) as cursor:
-        cursor.execute("SELECT current_database(), current_setting('server_version')")
-        name, version = cursor.fetchone()  # a service may name the database
+        cursor.execute("""
+            SELECT current_database(),
+                   current_setting('server_version'),
+                   pg_backend_pid()
+            """)
+        name, version, pid = cursor.fetchone()  # a service may name the database
+        if pid != cursor.connection.info.backend_pid:
+            raise NotJudged(
+                "a connection pooler stands before the server, and shares sessions out\n"
+                "  let the settings name the server itself, for the drill"
+            )
     settings = server.settings | {"NAME": name}
     server = replace(server, settings=settings, version=version.split()[0])
     programs = {name: fitting_program(name, server, strict) for name in PROGRAMS}
