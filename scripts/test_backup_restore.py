@@ -2661,7 +2661,7 @@ class SqlScan:
 
     def finish(self) -> list[str]:
         """The problems that were found, once there is no more to come."""
-        self.update(b"", final=True)
+        self.update(b"\n", final=True)  # an editor may have taken the last one
         if not self.begun:
             self.problems.insert(0, f"no header, expected {quoted(HEADER)}")
         if self.table is not None:
