@@ -723,7 +723,8 @@ def settings_for(database: Database) -> dict[str, Any]:
     return settings | {"NAME": database.name, "OPTIONS": options}
 
 
-# Text output depends on these, and a client cannot wait for ever on an idle session.
+# Text output depends on these; scratch databases are made from where only reading may
+# be the default; and a session must bear to wait.
 PINNED = """
 SET timezone TO 'UTC';
 SET datestyle TO 'ISO, YMD';
@@ -736,6 +737,7 @@ SET quote_all_identifiers TO off;
 SET search_path TO '';
 SET row_security TO off;
 SET jit TO off;
+SET default_transaction_read_only TO off;
 SET idle_in_transaction_session_timeout TO 0;
 SET idle_session_timeout TO 0;
 """
@@ -797,6 +799,9 @@ ADVICE = {
     "allow more time with --timeout SECONDS": ["statement timeout", "lock timeout"],
     "the standby's replay was faster: run again, or raise max_standby_streaming_delay": [
         "conflict with recovery",
+    ],
+    "let the role write in new databases (default_transaction_read_only)": [
+        "read-only transaction",
     ],
     "make room on the disk": [
         "No space left",
@@ -2867,7 +2872,7 @@ SELECT r.thing,
 
 def prove_that_a_change_is_seen(restored: Database, found: Contents) -> None:
     """Change one value of the restored database, compare, and take the change back."""
-    if not any(aspects.get("rows") for aspects in found.values()):
+    if not counts_of(found)["rows"]:
         return  # a live source may be empty: there is no value to change
     with session(restored) as cursor:
         cursor.execute(RELATIONS + CHANGES)
