@@ -4,12 +4,16 @@ The backups are of the suite's restored database, which holds every kind of obje
 healthy one passes whatever its name is; the file is the witness of its own rows.
 """
 
+import functools
 import gzip
 import json
 import os
+import secrets
+import shutil
 import tarfile
 import unittest
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -29,7 +33,16 @@ def written(path: Path, *arguments: str) -> Path:
 
 def healthy(folder: Path, form: str) -> Path:
     """A healthy backup of the format, under a name that says nothing."""
-    path = folder / "backup"
+    kept, path = original(form), folder / "backup"
+    if kept.is_dir():
+        return shutil.copytree(kept, path)
+    return Path(shutil.copyfile(kept, path))
+
+
+@functools.cache
+def original(form: str) -> Path:
+    """The healthy backup of the format, from which copies are made."""
+    path = suite.folder() / f"healthy.{form}"
     if form in ARCHIVES:
         return written(path, "--format", ARCHIVES[form])
     sql = written(path).read_bytes()
@@ -162,7 +175,7 @@ class RecordTests(unittest.TestCase):
             path = healthy(here.folder, "custom")
             sha256, _ = drill.fingerprint(path)
             path.with_name("backup.sha256").write_text(record(sha256))
-            return said_of(path)
+            return said_of(path, drill.adopted)
 
     def test_right(self) -> None:
         """Whatever program wrote the sum, and however, it is understood."""
@@ -369,17 +382,26 @@ DAMAGED = {
 }
 
 
-def said_of(path: Path) -> str:
-    """What is said of a backup, from its adoption to its restore; nothing of a good one."""
-    server = suite.server()
+def put_to_the_test(path: Path, server: drill.Server) -> None:
+    """Judge a backup as the three tests do, in this process."""
+    backup = drill.adopted(path, server)
+    whole, *_ = drill.readings_of(backup, server)
+    drill.refuse("the backup is damaged", drill.problems_in(whole, backup))
+    with drill.scratch_database(server, "restored", backup.locale) as restored:
+        drill.load_backup(backup, restored, jobs=1)
+        found = drill.contents_of(restored)
+        drill.refuse("it differs", drill.departures(backup, found, restored))
+
+
+def said_of(
+    path: Path, judge: Callable[[Path, drill.Server], object] = put_to_the_test
+) -> str:
+    """What is said of a backup that is judged bad; nothing of another."""
+    mark = f"{drill.MARK}{secrets.token_hex(8)}_"  # the suite has a reference, too
+    server = replace(suite.server(), mark=mark)
     try:
-        backup = drill.adopted(path, server)
-        whole, *_ = drill.readings_of(backup, server)
-        drill.refuse("the backup is damaged", drill.problems_in(whole, backup))
-        with drill.scratch_database(server, "restored", backup.locale) as restored:
-            drill.load_backup(backup, restored, 1)
-            found = drill.contents_of(restored)
-            drill.refuse("differs", drill.departures(backup, found, restored))
+        with drill.holding_mark(server):
+            judge(path, server)
     except drill.BackupIsBad as refusal:
         return str(refusal)
     return ""
