@@ -64,7 +64,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryFile
 from threading import Event, Thread, Timer
-from typing import IO, Any, BinaryIO, TextIO
+from typing import IO, Any, BinaryIO, NamedTuple, TextIO
 from urllib.parse import quote
 
 __unittest = True  # unittest then shows our sentences without the frames of this file
@@ -468,9 +468,11 @@ def sweep_folder(folder: Path) -> None:
     except BlockingIOError:
         return
     else:
+        killed = any(folder.iterdir())  # an empty one may be a run's that just begins
         stop_orphaned_server(folder / "data" / "postmaster.pid")
         shutil.rmtree(folder)
-        log.warning("removed the folder of a killed run: %s", folder)
+        if killed:
+            log.warning("removed the folder of a killed run: %s", folder)
     finally:
         os.close(lock)
 
@@ -723,8 +725,8 @@ def settings_for(database: Database) -> dict[str, Any]:
     return settings | {"NAME": database.name, "OPTIONS": options}
 
 
-# Text output depends on these; scratch databases are made from where only reading may
-# be the default; and a session must bear to wait.
+# Text, in and out, depends on these; scratch databases are made from where only reading
+# may be the default; and a session must bear to wait.
 PINNED = """
 SET timezone TO 'UTC';
 SET datestyle TO 'ISO, YMD';
@@ -734,6 +736,7 @@ SET extra_float_digits TO 3;
 SET lc_monetary TO 'C';
 SET xmloption TO 'content';
 SET quote_all_identifiers TO off;
+SET standard_conforming_strings TO on;
 SET search_path TO '';
 SET row_security TO off;
 SET jit TO off;
@@ -1262,7 +1265,10 @@ def started(command: Command, **popen: Any) -> Iterator[Callable[[], str]]:
     children. Raises NotJudged when it overruns, BackupIsBad when it fails.
     """
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("PG")}
-    with TemporaryFile("w+") as stdout, TemporaryFile("w+") as stderr:
+    text = functools.partial(
+        TemporaryFile, "w+", encoding="utf-8", errors="surrogateescape"
+    )
+    with text() as stdout, text() as stderr:
         process = subprocess.Popen(
             command.arguments,
             env=inherited | {"LC_ALL": "C"} | command.environment,
@@ -1413,19 +1419,20 @@ def dumped(source: Database, options: Options, folder: Path) -> Backup:
     if options.format == "directory":
         form += ["--jobs", options.jobs]
     with (
-        session(source) as cursor,
+        session(source) as cursor,  # whose queries keep no lock: others write on
         snapshot_of(source) as snapshot,
         step("write the backup, read the source"),
     ):
         cursor.execute("SET default_transaction_read_only TO on")
         require_right_to_read(cursor)
         same = ("--snapshot", snapshot, "--lock-wait-timeout", lock_timeout(source))
-        schema_only = ("--schema-only", "--encoding", "UTF8")
-        sequences = sequences_of(cursor)
+        write_backup = command(source, "pg_dump", *same, *form)
+        write_schema = command(source, "pg_dump", *same, *schema_only(cursor))
+        before = sequences_of(cursor)
         began = time.monotonic()
         with (
-            started(command(source, "pg_dump", *same, *form)) as written,
-            started(command(source, "pg_dump", *same, *schema_only)) as schema_written,
+            started(write_backup) as written,
+            started(write_schema) as schema_written,
             being_read(source, snapshot) as read,
         ):
             with progress(lambda: f"{size_on_disk(path):,} bytes written"):
@@ -1436,8 +1443,9 @@ def dumped(source: Database, options: Options, folder: Path) -> Backup:
             sha256, size = fingerprint(path)
             schema = schema_written()
             contents = read()
-        merge(contents, bracketed(sequences, sequences_of(cursor)))
+        sequences, unsettled = bracketed(before, sequences_of(cursor))
         locale, elsewhere = locale_of(cursor), uncarried_of(cursor)
+    merge(contents, {thing: sequences[thing] for thing in sequences.keys() & contents})
     merge(contents, entries_of(schema))
     contents, uncompared = carried(contents)
     return Backup(
@@ -1449,7 +1457,7 @@ def dumped(source: Database, options: Options, folder: Path) -> Backup:
         schema=schema,
         contents=contents,
         seconds=seconds,
-        uncompared=uncompared | elsewhere,
+        uncompared=uncompared | elsewhere | unsettled,
     )
 
 
@@ -1496,7 +1504,7 @@ def snapshot_of(database: Database) -> Iterator[str]:
 
 
 def require_right_to_read(cursor: Any) -> None:
-    """Raise NotJudged, naming the tables that the role may not read whole."""
+    """Raise NotJudged, naming what the role may not read whole."""
     cursor.execute("""
         SELECT c.oid::regclass::text,
                CASE WHEN c.relkind <> 'S' AND row_security_active(c.oid)
@@ -1514,9 +1522,16 @@ def require_right_to_read(cursor: Any) -> None:
                        WHEN 'r' THEN has_table_privilege(c.oid, 'SELECT')
                        ELSE has_sequence_privilege(c.oid, 'SELECT')
                        END)
-         ORDER BY c.oid::regclass::text COLLATE "C"
+         UNION ALL
+        SELECT format('large object %s', oid), 'the role may not read it'
+          FROM pg_largeobject_metadata
+         WHERE NOT pg_has_role(lomowner, 'USAGE')
+           AND NOT EXISTS (SELECT
+                             FROM aclexplode(lomacl)
+                            WHERE privilege_type = 'SELECT'
+                              AND (grantee = 0 OR pg_has_role(grantee, 'USAGE')))
         """)
-    unreadable = [f"{name}: {why}" for name, why in cursor.fetchall()]
+    unreadable = sorted(f"{name}: {why}" for name, why in cursor.fetchall())
     if unreadable:
         shown = indented("\n".join(unreadable))
         raise NotJudged(
@@ -1529,12 +1544,26 @@ def require_right_to_restore(source: Database) -> None:
     """Raise NotJudged, naming the owners in whose name the role may not create."""
     with session(source) as cursor:
         cursor.execute("""
-            SELECT DISTINCT c.relowner::regrole::text
-              FROM pg_class AS c
-              JOIN pg_namespace AS n ON n.oid = c.relnamespace
-             WHERE n.nspname !~ '^pg_'
-               AND n.nspname <> 'information_schema'
-               AND NOT pg_has_role(c.relowner, 'MEMBER')
+            WITH owned (owner, namespace, class, object) AS (
+                SELECT relowner, relnamespace, tableoid, oid FROM pg_class
+                 UNION ALL
+                SELECT proowner, pronamespace, tableoid, oid FROM pg_proc
+                 UNION ALL
+                SELECT typowner, typnamespace, tableoid, oid FROM pg_type
+                 UNION ALL
+                SELECT nspowner, oid, tableoid, oid FROM pg_namespace)
+            SELECT DISTINCT owner::regrole::text
+              FROM owned
+              JOIN pg_namespace AS n ON n.oid = namespace
+             WHERE nspname !~ '^pg_'
+               AND nspname <> 'information_schema'
+               AND NOT pg_has_role(owner, 'MEMBER')
+               AND owner <> 'pg_database_owner'::regrole  -- whoever that is there
+               AND NOT EXISTS (SELECT
+                                 FROM pg_depend
+                                WHERE classid = class
+                                  AND objid = object
+                                  AND deptype = 'e')
              ORDER BY 1
             """)
         owners = [owner for (owner,) in cursor.fetchall()]
@@ -1545,20 +1574,27 @@ def require_right_to_restore(source: Database) -> None:
         )
 
 
-def bracketed(before: Contents, after: Contents) -> Contents:
-    """The sequences, with the range of values for those that moved meanwhile.
+def bracketed(
+    before: list["Sequence"], after: list["Sequence"]
+) -> tuple[Contents, dict[str, str]]:
+    """The sequences as they may be restored; those whose values tell nothing, and why.
 
-    No snapshot covers a sequence: its dumped value lies between these two.
+    No snapshot covers a sequence: what is dumped of one that only goes on lies between
+    these two.
     """
-    bracket = {}
-    for thing in before.keys() & after.keys():
-        if before[thing] == after[thing]:
-            bracket[thing] = after[thing]
+    contents, unsettled = gathered(before + after), {}
+    earlier, later = ({one.thing: one for one in each} for each in (before, after))
+    for thing, aspects in contents.items():
+        old, new = earlier.get(thing), later.get(thing)
+        if old == new:
+            continue
+        aspects |= {"value": ANYTHING, "called": ANYTHING, "behind": ANYTHING}
+        if old and new and old.goes_on_to(new):
+            low, high = sorted((old.value, new.value))
+            aspects["value"] = range(low, high + 1)
         else:
-            low, high = sorted((before[thing]["value"], after[thing]["value"]))
-            bracket[thing] = dict.fromkeys(after[thing], ANYTHING)
-            bracket[thing]["value"] = range(low, high + 1)
-    return bracket
+            unsettled[thing] = "it was set, restarted or dropped meanwhile"
+    return contents, unsettled
 
 
 def merge(contents: Contents, more: Contents) -> None:
@@ -1583,7 +1619,7 @@ def carried(contents: Contents) -> tuple[Contents, dict[str, str]]:
 
 
 # A dump has no rows of these, or may have only those that an extension asks for.
-UNCARRIED = """
+UNCARRIED = r"""
 SELECT r.thing,
        CASE r.relkind
        WHEN 'f' THEN 'the rows lie elsewhere'
@@ -1592,7 +1628,8 @@ SELECT r.thing,
   FROM relation AS r
  WHERE r.relkind IN ('f', 'm')
  UNION ALL
-SELECT 'table ' || n.nspname || '.' || c.relname, 'the rows belong to an extension'
+SELECT 'table ' || replace(n.nspname, '.', '\.') || '.' || c.relname,
+       'the rows belong to an extension'
   FROM pg_class AS c
   JOIN pg_namespace AS n ON n.oid = c.relnamespace
   JOIN pg_depend AS d ON d.objid = c.oid
@@ -1663,7 +1700,8 @@ def adopted(path: Path, server: Server) -> Backup:
     head = head_of(backup, server)
     require_not_newer(head, server)
     if form in ("plain", "gzip"):  # psql obeys a file that pg_restore would not
-        escapes = SqlScan().read(backup, server).escapes
+        with open_sql(backup, server) as sql:
+            escapes = SqlScan().read(sql).escapes
         if any("CREATE DATABASE" in escape for escape in escapes):
             raise NotJudged(
                 "the backup makes a database of its own: pg_dump --create wrote it\n"
@@ -1760,9 +1798,9 @@ def locale_for(head: str, server: Server) -> str:
 
 # Each statement answers with things and their aspects, as text. A system's, an
 # extension's and another session's temporary objects are nobody's to back up.
-RELATIONS = """
+RELATIONS = r"""
 WITH relation AS (
-    SELECT c.*, n.nspname,
+    SELECT c.*, n.nspname, full_name,
            CASE c.relkind
            WHEN 'v' THEN 'view'
            WHEN 'm' THEN 'materialized view'
@@ -1772,9 +1810,10 @@ WITH relation AS (
            WHEN 'i' THEN 'index'
            WHEN 'I' THEN 'index'
            ELSE 'table'
-           END || ' ' || n.nspname || '.' || c.relname AS thing
+           END || ' ' || full_name AS thing
       FROM pg_class AS c
-      JOIN pg_namespace AS n ON n.oid = c.relnamespace
+      JOIN pg_namespace AS n ON n.oid = c.relnamespace,
+   LATERAL concat(replace(n.nspname, '.', '\.'), '.', c.relname) AS full_name
      WHERE n.nspname !~ '^pg_'
        AND n.nspname <> 'information_schema'
        AND NOT EXISTS (SELECT
@@ -1811,16 +1850,14 @@ ROW_HASHES = """
      GROUP BY attrelid)
 """
 # A parent does not count its children (ONLY). A sum counts equal rows, XOR loses them.
-# What enum a hash partition holds depends on OIDs: there the root is read.
+# What enum a hash partition holds depends on OIDs: its rows are counted as the root's.
 TABLES = """
-SELECT DISTINCT ON (r.oid)
-       pg_table_size(r.oid),
+SELECT pg_table_size(leaf.oid),
        r.thing,
        format('SELECT %L, json_build_object(''rows'', count(*), ''values'', '
               'coalesce(sum(%s), 0))::text',
               r.thing, coalesce(expression, '0')),
-       format('%I.%I', r.nspname, r.relname),
-       r.relkind
+       format('%I.%I', leaf.nspname, leaf.relname)
   FROM relation AS leaf
   LEFT JOIN LATERAL (
            SELECT pg_partition_root(leaf.oid) AS oid
@@ -1832,7 +1869,7 @@ SELECT DISTINCT ON (r.oid)
             LIMIT 1
        ) AS root ON true
   JOIN relation AS r ON r.oid = coalesce(root.oid, leaf.oid)
-  LEFT JOIN row_hash ON attrelid = r.oid
+  LEFT JOIN row_hash ON attrelid = leaf.oid
  WHERE leaf.relkind = 'r'
 """
 
@@ -1842,51 +1879,51 @@ class Table:
     """A table, and the question for the number and the values of its rows."""
 
     size: int  # bytes
-    thing: str
+    thing: str  # as which its rows are counted
     question: str  # which lacks its FROM
     name: str  # quoted
-    kind: str
 
     @property
     def statement(self) -> str:
         """The question, put to the table itself."""
-        only = "ONLY " if self.kind == "r" else ""
-        return f"{self.question} FROM {only}{self.name} AS t"
+        return f"{self.question} FROM ONLY {self.name} AS t"
 
 
 def tables_of(cursor: Any) -> list[Table]:
     """The tables whose rows are compared, the largest first."""
     cursor.execute(RELATIONS + ROW_HASHES + TABLES)
     tables = [Table(*row) for row in cursor.fetchall()]
-    return sorted(tables, key=lambda table: (-table.size, table.thing))
+    return sorted(tables, key=lambda table: (-table.size, table.name))
 
 
 SEQUENCES = """
 SELECT format('SELECT %L, json_build_object(''value'', last_value, ''called'', '
-              'is_called, ''behind'', %s)::text FROM %I.%I',
-              r.thing,
-              coalesce((SELECT format('(SELECT coalesce(%s(%I) %s last_value '
-                                      'OR NOT is_called AND count(*) > 0, false) '
-                                      'FROM %s)', most, attname, beyond,
-                                      d.refobjid::regclass)
-                          FROM pg_depend AS d
-                          JOIN pg_attribute AS a ON a.attrelid = d.refobjid
-                                                AND a.attnum = d.refobjsubid
-                          JOIN pg_sequence AS s ON s.seqrelid = d.objid,
-                               LATERAL (VALUES ('max', '>', 1), ('min', '<', -1))
-                                    AS direction (most, beyond, sign)
-                         WHERE sign = sign(seqincrement)
-                           AND d.objid = r.oid
-                           AND d.classid = 'pg_class'::regclass
-                           AND d.refclassid = 'pg_class'::regclass
-                           AND d.deptype IN ('a', 'i')
-                           AND d.refobjsubid > 0
-                           AND a.atttypid IN ('int2'::regtype, 'int4'::regtype,
-                                              'int8'::regtype)), 'false'),
+              'is_called)::text, last_value, %s, pg_relation_filepath(%s), log_cnt '
+              'FROM %I.%I',
+              r.thing, CASE WHEN seqcycle THEN 0 ELSE sign(seqincrement) END, r.oid,
               r.nspname, r.relname)
   FROM relation AS r
- WHERE r.relkind = 'S'
+  JOIN pg_sequence ON seqrelid = r.oid
  ORDER BY r.thing COLLATE "C"
+"""
+# Whether a sequence would come to a value that its column already has. The table is
+# locked first, as TRUNCATE does: in the other order, they could wait for each other.
+BEHIND = """
+SELECT format('SELECT %L, json_build_object(''behind'', coalesce(most %s last_value '
+              'OR most = last_value AND NOT is_called, false))::text '
+              'FROM (SELECT %s(%I) AS most FROM %s) AS t, %I.%I',
+              r.thing, beyond, most, attname, d.refobjid::regclass, r.nspname, r.relname)
+  FROM relation AS r
+  JOIN pg_sequence ON seqrelid = r.oid
+  JOIN (VALUES ('max', '>', 1), ('min', '<', -1)) AS direction (most, beyond, sign)
+    ON sign = sign(seqincrement)
+  JOIN pg_depend AS d ON d.objid = r.oid
+  JOIN pg_attribute AS a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+ WHERE d.classid = 'pg_class'::regclass
+   AND d.refclassid = 'pg_class'::regclass
+   AND d.deptype IN ('a', 'i')
+   AND d.refobjsubid > 0
+   AND a.atttypid IN ('int2'::regtype, 'int4'::regtype, 'int8'::regtype)
 """
 OBJECTS = (
     """
@@ -1935,7 +1972,7 @@ OBJECTS = (
            WHEN 'f' THEN 'fk constraint '
            WHEN 'c' THEN 'check constraint '
            ELSE 'constraint '
-           END || r.nspname || '.' || r.relname || ' ' || c.conname,
+           END || r.full_name || ' ' || c.conname,
            json_build_object(
                'definition', pg_get_constraintdef(c.oid),
                'validated', c.convalidated,
@@ -1971,7 +2008,7 @@ OBJECTS = (
      WHERE r.relkind IN ('v', 'm')
     """,
     """
-    SELECT 'trigger ' || r.nspname || '.' || r.relname || ' ' || t.tgname,
+    SELECT 'trigger ' || r.full_name || ' ' || t.tgname,
            json_build_object('definition', pg_get_triggerdef(t.oid),
                              'enabled', CASE t.tgenabled
                                             WHEN 'O' THEN 'yes'
@@ -1984,7 +2021,7 @@ OBJECTS = (
      WHERE NOT t.tgisinternal
     """,
     """
-    SELECT 'policy ' || r.nspname || '.' || r.relname || ' ' || p.polname,
+    SELECT 'policy ' || r.full_name || ' ' || p.polname,
            json_build_object('command', p.polcmd,
                              'permissive', p.polpermissive,
                              'roles', (SELECT string_agg(CASE role
@@ -1996,12 +2033,12 @@ OBJECTS = (
       FROM relation AS r
       JOIN pg_policy AS p ON p.polrelid = r.oid
     """,
-    """
+    r"""
     SELECT CASE p.prokind
            WHEN 'a' THEN 'aggregate '
            WHEN 'p' THEN 'procedure '
            ELSE 'function '
-           END || n.nspname || '.' || p.proname
+           END || replace(n.nspname, '.', '\.') || '.' || p.proname
                || '(' || oidvectortypes(p.proargtypes) || ')',
            json_build_object('definition', CASE WHEN p.prokind <> 'a'
                                                 THEN pg_get_functiondef(p.oid)
@@ -2016,9 +2053,9 @@ OBJECTS = (
                           AND d.objid = p.oid
                           AND d.deptype IN ('e', 'i'))  -- a range's constructors
     """,
-    """
+    r"""
     SELECT CASE t.typtype WHEN 'd' THEN 'domain ' ELSE 'type ' END
-               || n.nspname || '.' || t.typname,
+               || replace(n.nspname, '.', '\.') || '.' || t.typname,
            json_build_object(
                'kind', t.typtype,
                'labels', (SELECT json_agg(enumlabel ORDER BY enumsortorder)
@@ -2073,17 +2110,27 @@ OBJECTS = (
 
 def contents_of(database: Database) -> Contents:
     """What the database holds: rows, values of sequences, objects, pg_dump's words."""
-    write_schema = command(database, "pg_dump", "--schema-only", "--encoding", "UTF8")
     with (
         step(f"read {database.name}"),
-        started(write_schema) as schema_written,
+        session(database) as cursor,
+        started(command(database, "pg_dump", *schema_only(cursor))) as schema_written,
         being_read(database) as read,
     ):
         contents = read()
-        with session(database) as cursor:
-            merge(contents, sequences_of(cursor))
+        merge(contents, gathered(sequences_of(cursor)))
         merge(contents, entries_of(schema_written()))
     return contents
+
+
+def schema_only(cursor: Any) -> tuple[str, ...]:
+    """The arguments by which pg_dump writes the schema, readable if it can be."""
+    cursor.execute("SHOW server_encoding")
+    (encoding,) = cursor.fetchone()  # bytes of any kind cannot be made UTF-8
+    return (
+        "--schema-only",
+        "--encoding",
+        encoding if encoding == "SQL_ASCII" else "UTF8",
+    )
 
 
 @contextmanager
@@ -2093,20 +2140,26 @@ def being_read(
     """Start to read rows and objects; yield what waits for them."""
     with session(database, snapshot) as cursor:
         tables = tables_of(cursor)
+        cursor.execute(RELATIONS + BEHIND)
+        behind = joined([statement for (statement,) in cursor.fetchall()])
     large = [table.statement for table in tables if table.size > 2**20]
     small = [table.statement for table in tables if table.size <= 2**20]
-    questions = [*large, *joined(small), *map(as_text, OBJECTS)]
+    rows = [*large, *joined(small)]
+    questions = [*rows, *behind, *map(as_text, OBJECTS)]
     answers: list[list[tuple]] = [[] for _ in questions]
+    names = ", ".join(f"ONLY {table.name}" for table in tables)
+    # No snapshot covers TRUNCATE; pg_dump locks the tables that it dumps as well.
+    first = f"LOCK TABLE {names} IN ACCESS SHARE MODE" if snapshot and names else ""
 
     def read() -> Contents:
         with progress(lambda: f"{read_so_far():,} of {len(tables):,} tables read"):
             finish()
-        return gathered(row for rows in answers for row in sorted(rows))
+        return gathered(one for each in answers for one in sorted(each))
 
     def read_so_far() -> int:
-        return sum(map(len, answers[: -len(OBJECTS)]))
+        return sum(map(len, answers[: len(rows)]))
 
-    with being_asked(database, questions, answers, snapshot) as finish:
+    with being_asked(database, questions, answers, snapshot, first) as finish:
         yield read
 
 
@@ -2117,15 +2170,34 @@ def as_text(query: str) -> str:
     )
 
 
-def sequences_of(cursor: Any) -> Contents:
-    """The sequences with their values, which belong to no snapshot."""
+class Sequence(NamedTuple):
+    """A sequence as it stands at one moment."""
+
+    thing: str
+    aspects: str  # as JSON
+    value: int
+    direction: int  # of its values; 0 where it begins anew at its end
+    file: str  # a restart gives it another one
+    logged: int  # values that its log is ahead: none after it was set
+
+    def goes_on_to(self, later: "Sequence") -> bool:
+        """Whether it came from here to there by nothing but taking values."""
+        return (
+            self.file == later.file
+            and later.logged > 0
+            and later.direction * (later.value - self.value) > 0
+        )
+
+
+def sequences_of(cursor: Any) -> list[Sequence]:
+    """The sequences that the session sees, by name."""
     cursor.execute(RELATIONS + SEQUENCES)
     statements = joined([statement for (statement,) in cursor.fetchall()])
-    rows = []
+    sequences = []
     for statement in statements:
         cursor.execute(statement)
-        rows += cursor.fetchall()
-    return gathered(rows)
+        sequences += [Sequence(*row) for row in cursor.fetchall()]
+    return sequences
 
 
 def joined(statements: list[str], at_once: int = 100) -> list[str]:
@@ -2136,11 +2208,14 @@ def joined(statements: list[str], at_once: int = 100) -> list[str]:
     ]
 
 
-def gathered(rows: Iterable[tuple[str, str]]) -> Contents:
-    """The contents that the answers speak of."""
+def gathered(answers: Iterable[tuple]) -> Contents:
+    """The contents that the answers speak of; what several count of a thing is added."""
     contents: Contents = {}
-    for thing, aspects in rows:
-        merge(contents, {thing: json.loads(aspects)})
+    for thing, aspects, *_ in answers:
+        known = contents.setdefault(thing, {})
+        for aspect, value in json.loads(aspects).items():
+            counted = aspect in ("rows", "values") and aspect in known
+            known[aspect] = known[aspect] + value if counted else value
     return contents
 
 
@@ -2150,6 +2225,7 @@ def being_asked(
     questions: list[str],
     answers: list[list[tuple]],
     snapshot: str | None,
+    first: str,
     sessions: int = 2,
 ) -> Iterator[Callable[[], None]]:
     """Fill in the answers, on sessions side by side; yield what waits for the last."""
@@ -2160,6 +2236,8 @@ def being_asked(
         with session(database, snapshot) as cursor:
             busy.add(cursor)
             try:
+                if first:
+                    cursor.execute(first)
                 while waiting:
                     with suppress(IndexError):  # another session took the last one
                         number, question = waiting.popleft()
@@ -2193,8 +2271,8 @@ def entries_of(schema: str) -> Contents:
     _, *parts = ENTRY.split(schema)
     contents: Contents = {}
     for name, kind, namespace, owner, sql in zip(*[iter(parts)] * 5, strict=True):
-        prefix = "" if namespace == "-" else f"{namespace}."
-        aspects = contents.setdefault(f"{kind.lower()} {prefix}{name}", {"pg_dump": ""})
+        known_as = name if namespace == "-" else full_name(namespace, name)
+        aspects = contents.setdefault(f"{kind.lower()} {known_as}", {"pg_dump": ""})
         aspects["pg_dump"] += f"{owner}\n{sql.strip()}\n"
     return contents
 
@@ -2229,14 +2307,22 @@ def departures(backup: Backup, found: Contents, restored: Database) -> list[str]
 def reference_database(backup: Backup, server: Server) -> Iterator[Database]:
     """A scratch database with the source's schema, and no rows."""
     with scratch_database(server, "reference", backup.locale) as reference:
-        with step("load the schema alone"), TemporaryFile("w+b") as sql:
-            if backup.contents is None:
-                SqlScan(on_schema=sql.write).read(backup, server)
-            else:
-                sql.write(backup.schema.encode(errors="surrogateescape"))
-            sql.seek(0)
+        with step("load the schema alone"), schema_of(backup, server) as sql:
             load_sql(reference, sql)
         yield reference
+
+
+@contextmanager
+def schema_of(backup: Backup, server: Server) -> Iterator[BinaryIO]:
+    """The source's schema as SQL; without a source, all but the backup's COPY blocks."""
+    with TemporaryFile("w+b") as schema:
+        if backup.contents is None:
+            with open_sql(backup, server) as sql:
+                SqlScan(on_schema=schema.write).read(sql)
+        else:
+            schema.write(backup.schema.encode(errors="surrogateescape"))
+        schema.seek(0)
+        yield schema
 
 
 def after_round_trip(contents: Contents, reference: Contents) -> Contents:
@@ -2265,12 +2351,7 @@ def witnessed_contents(backup: Backup, reference: Database) -> Contents:
         testimony = witness_script(backup, reference.server, tables, superuser)
         with written_to_pipe(testimony) as script:
             said = run(command(reference, "psql", *arguments), stdin=script)
-    witnessed: Contents = {}
-    for thing, aspects in map(json.loads, said.splitlines()):
-        seen = witnessed.setdefault(thing, {"rows": 0, "values": 0})
-        for aspect, value in json.loads(aspects).items():
-            seen[aspect] += value  # a partition's block may be one of its root's
-    merge(contents, witnessed)
+    merge(contents, gathered(map(json.loads, said.splitlines())))
     return contents
 
 
@@ -2308,7 +2389,8 @@ def witness_script(
         if superuser:  # an event trigger may forbid the table
             script.write(b"SET session_replication_role TO replica;\n")
         script.write(b"SET search_path TO pg_temp;\n")
-        SqlScan(on_block=on_block, on_rows=on_rows, on_end=on_end).read(backup, server)
+        with open_sql(backup, server) as sql:
+            SqlScan(on_block=on_block, on_rows=on_rows, on_end=on_end).read(sql)
 
     return write
 
@@ -2561,11 +2643,10 @@ class SqlScan:
         twin.statement = list(self.statement)
         return twin
 
-    def read(self, backup: Backup, server: Server) -> "SqlScan":
-        """Scan a whole backup."""
-        with open_sql(backup, server) as sql:
-            while piece := sql.read(CHUNK):
-                self.update(piece)
+    def read(self, sql: BinaryIO) -> "SqlScan":
+        """Scan a stream from where it is to its end."""
+        while piece := sql.read(CHUNK):
+            self.update(piece)
         self.finish()
         return self
 
@@ -2647,7 +2728,7 @@ class SqlScan:
         text = raw.decode(self.encoding, "surrogateescape")
         if found := COPY.match(text):
             *name, columns = found.groups()
-            self.table = ".".join(map(unquoted, name))
+            self.table = full_name(*map(unquoted, name))
             self.rows.setdefault(self.table, 0)
             self.tell("on_block", self.table, columns or "")
         elif found := re.match(r"SET client_encoding = '(\w+)'", text):
@@ -2685,8 +2766,9 @@ def quoted(text: bytes) -> str:
 
 def codec_of(encoding: str) -> str:
     """Python's name for an encoding of PostgreSQL's."""
+    known_as = encoding.replace("WIN", "cp").replace("KOI8", "KOI8-")
     with suppress(LookupError):
-        return codecs.lookup(encoding.replace("WIN", "cp")).name
+        return codecs.lookup(known_as).name
     return "utf-8"
 
 
@@ -2695,6 +2777,11 @@ def unquoted(identifier: str) -> str:
     if identifier.startswith('"'):
         return identifier[1:-1].replace('""', '"')
     return identifier
+
+
+def full_name(schema: str, name: str) -> str:
+    """A name with its schema: after the first bare dot, for either may hold more."""
+    return schema.replace(".", r"\.") + "." + name
 
 
 @contextmanager
@@ -2758,15 +2845,12 @@ def provide_roles(backup: Backup, server: Server) -> None:
     """Create the roles that the backup names on a private server, which has none."""
     if not server.private:
         return
-    scan = SqlScan()
-    if backup.contents is None:
-        scan.read(backup, server)
-    else:
-        scan.update(backup.schema.encode(errors="surrogateescape"), final=True)
+    with schema_of(backup, server) as sql:
+        named = SqlScan().read(sql).roles
     with session(maintenance(server)) as cursor:
         cursor.execute("SELECT rolname FROM pg_roles")
         known = {name for (name,) in cursor.fetchall()} | {"PUBLIC", "public"}
-        for role in sorted(scan.roles - known):
+        for role in sorted(named - known):
             cursor.execute("SELECT quote_ident(%s)", [role])
             cursor.execute(f"CREATE ROLE {cursor.fetchone()[0]}")
 
@@ -2834,17 +2918,19 @@ def pending_migrations(database: Database) -> list[str]:
     return [str(migration) for migration, _backwards in plan]
 
 
-# Changes that keep a value's range and length; where none is possible, a row goes.
+# Changes that keep a value's range and length; where none is possible, a row goes; at
+# last, one that triggers and rules would keep.
 CHANGES = """
-SELECT r.thing,
-       format('%s WHERE ctid = (SELECT ctid FROM ONLY %I.%I WHERE %s LIMIT 1)',
-              change, r.nspname, r.relname, condition)
+SELECT name, guards,
+       format('%s WHERE ctid = (SELECT ctid FROM ONLY %s WHERE %s LIMIT 1)',
+              change, name, condition)
   FROM relation AS r,
+       format('%I.%I', nspname, relname) AS name,
        LATERAL (
-           SELECT format('UPDATE ONLY %I.%I SET %I = %s', r.nspname, r.relname,
-                         a.attname, format(changed, a.attname)) AS change,
-                  format(fit, a.attname) AS condition,
-                  0 AS rank
+           SELECT format('UPDATE ONLY %s SET %I = %s', name, a.attname,
+                         format(changed, a.attname)),
+                  format(fit, a.attname),
+                  'SELECT', 0
              FROM pg_attribute AS a
              JOIN (VALUES ('bool'::regtype, 'NOT %1$I', '%1$I IS NOT NULL'),
                           ('int4', '%1$I # 1', '%1$I IS NOT NULL'),
@@ -2863,10 +2949,16 @@ SELECT r.thing,
                                WHERE conrelid = r.oid
                                  AND a.attnum = ANY (conkey))
             UNION ALL
-           SELECT format('DELETE FROM ONLY %I.%I', r.nspname, r.relname), 'true', 1
-       ) AS possible
+           SELECT format('DELETE FROM ONLY %s', name), 'true', 'SELECT', 1
+            UNION ALL
+           SELECT format('DELETE FROM ONLY %s', name), 'true',
+                  concat(format('ALTER TABLE %s DISABLE TRIGGER USER', name),
+                         string_agg(format(', DISABLE RULE %I', rulename), '')), 2
+             FROM pg_rewrite
+            WHERE ev_class = r.oid
+       ) AS possible (change, condition, guards, rank)
  WHERE r.relkind = 'r'
- ORDER BY rank, pg_relation_size(r.oid), r.thing COLLATE "C"
+ ORDER BY rank, pg_relation_size(r.oid), name COLLATE "C"
 """
 
 
@@ -2875,13 +2967,15 @@ def prove_that_a_change_is_seen(restored: Database, found: Contents) -> None:
     if not counts_of(found)["rows"]:
         return  # a live source may be empty: there is no value to change
     with session(restored) as cursor:
+        tables = tables_of(cursor)
+        things = {table.name: table.thing for table in tables}
         cursor.execute(RELATIONS + CHANGES)
-        changes = [row for row in cursor.fetchall() if found[row[0]].get("rows")]
-        questions = {table.thing: table.statement for table in tables_of(cursor)}
-        for thing, change in changes[:100]:
-            if not made(change, cursor):
+        for name, guards, change in cursor.fetchall():
+            thing = things[name]
+            if not found[thing]["rows"] or not made(change, guards, cursor):
                 continue
-            cursor.execute(questions[thing])
+            asked = [table.statement for table in tables if table.thing == thing]
+            cursor.execute("\nUNION ALL\n".join(asked))
             (changed,) = gathered(cursor.fetchall()).values()
             unchanged = {aspect: found[thing][aspect] for aspect in changed}
             if not differences({thing: unchanged}, {thing: changed}):
@@ -2890,16 +2984,16 @@ def prove_that_a_change_is_seen(restored: Database, found: Contents) -> None:
     raise NotJudged("no value could be changed, to prove that a change is seen")
 
 
-def made(change: str, cursor: Any) -> bool:
+def made(change: str, guards: str, cursor: Any) -> bool:
     """Whether the change was made, in a transaction that is never committed."""
     cursor.execute("ROLLBACK")
     cursor.execute("BEGIN")
     cursor.execute("SELECT rolsuper FROM pg_roles WHERE rolname = current_user")
     if cursor.fetchone()[0]:  # triggers and foreign keys need not agree
         cursor.execute("SET LOCAL session_replication_role TO replica")
-    with suppress(
-        cursor.connection.Error
-    ):  # a constraint or a rule may object: then another value
+    # A constraint or a rule may object: then another value.
+    with suppress(cursor.connection.Error):
+        cursor.execute(guards)
         cursor.execute(change)
         return cursor.rowcount == 1
     return False

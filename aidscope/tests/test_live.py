@@ -90,16 +90,42 @@ CREATE TABLE public.day_1 PARTITION OF public.day
    FOR VALUES FROM ('2024-01-01') TO ('2025-01-01');
 CREATE TABLE public.day_x PARTITION OF public.day DEFAULT PARTITION BY LIST (n);
 CREATE TABLE public.day_x_1 PARTITION OF public.day_x FOR VALUES IN (1);
+CREATE INDEX day_d ON public.day (d);
+INSERT INTO public.day VALUES ('2024-05-01', 1), ('2026-01-01', 1)
+        """,
+        rows=2,
+    ),
+    "nothing but partitions by the hash of an enum": Healthy(
+        """
+CREATE TYPE public.mood AS ENUM ('good', 'bad');
 CREATE TABLE public.spread (m public.mood) PARTITION BY HASH (m);
 CREATE TABLE public.spread_0 PARTITION OF public.spread
    FOR VALUES WITH (MODULUS 2, REMAINDER 0);
 CREATE TABLE public.spread_1 PARTITION OF public.spread
    FOR VALUES WITH (MODULUS 2, REMAINDER 1);
-CREATE INDEX day_d ON public.day (d);
-INSERT INTO public.day VALUES ('2024-05-01', 1), ('2026-01-01', 1);
 INSERT INTO public.spread VALUES ('good'), ('bad'), ('good')
         """,
-        rows=5,
+        rows=3,
+    ),
+    "such partitions beside others, and elsewhere": Healthy(
+        """
+CREATE TYPE public.mood AS ENUM ('good', 'bad');
+CREATE FOREIGN DATA WRAPPER afar;
+CREATE SERVER island FOREIGN DATA WRAPPER afar;
+CREATE TABLE public.day (d integer, m public.mood) PARTITION BY RANGE (d);
+CREATE TABLE public.day_1 PARTITION OF public.day FOR VALUES FROM (0) TO (9)
+   PARTITION BY HASH (m);
+CREATE TABLE public.day_1_0 PARTITION OF public.day_1
+   FOR VALUES WITH (MODULUS 2, REMAINDER 0);
+CREATE TABLE public.day_1_1 PARTITION OF public.day_1
+   FOR VALUES WITH (MODULUS 2, REMAINDER 1);
+CREATE TABLE public.day_2 PARTITION OF public.day FOR VALUES FROM (10) TO (19);
+CREATE FOREIGN TABLE public.day_3 PARTITION OF public.day
+   FOR VALUES FROM (20) TO (29) SERVER island;
+INSERT INTO public.day VALUES (1, 'good'), (2, 'bad'), (3, 'good'), (11, 'bad')
+        """,
+        rows=4,
+        uncompared=("foreign table public.day_3",),
     ),
     "children with another order of columns": Healthy(
         """
@@ -182,6 +208,29 @@ SELECT lo_from_bytea(4711, '\x00ff');
 SELECT lo_put(lo_create(4712), 5000000, 'behind a hole');
 COMMENT ON LARGE OBJECT 4711 IS 'two bytes'
         """),
+    "names with dots": Healthy(
+        """
+CREATE SCHEMA a;
+CREATE SCHEMA "a.b";
+CREATE TABLE a."b.c" AS SELECT n FROM generate_series(1, 3) AS n;
+CREATE TABLE "a.b".c AS SELECT n FROM generate_series(1, 5) AS n
+        """,
+        rows=8,
+    ),
+    "a ledger that only grows": Healthy(
+        """
+CREATE TABLE public.ledger (id integer CHECK (id > 0));
+INSERT INTO public.ledger VALUES (1);
+CREATE FUNCTION public.no() RETURNS trigger LANGUAGE plpgsql AS
+$$BEGIN RAISE 'append only'; END$$;
+CREATE TRIGGER no BEFORE UPDATE OR DELETE ON public.ledger
+   FOR EACH ROW EXECUTE FUNCTION public.no();
+ALTER TABLE public.ledger ENABLE ALWAYS TRIGGER no;
+CREATE RULE none AS ON DELETE TO public.ledger DO INSTEAD NOTHING;
+ALTER TABLE public.ledger ENABLE ALWAYS RULE none
+        """,
+        rows=1,
+    ),
     "sequences of every kind": Healthy(
         """
 CREATE SEQUENCE public.untouched;
@@ -192,7 +241,9 @@ CREATE TABLE public.kept (
     down integer DEFAULT nextval('public.downwards')
 );
 INSERT INTO public.kept DEFAULT VALUES;
-SELECT setval('public.kept_old_seq', 7, false)
+SELECT setval('public.kept_old_seq', 7, false);
+CREATE SEQUENCE public.round MAXVALUE 3 CYCLE;
+SELECT nextval('public.round') FROM generate_series(1, 4)
         """,
         rows=1,
     ),
@@ -218,6 +269,7 @@ ALTER DATABASE {me} SET timezone TO 'Asia/Tokyo';
 ALTER DATABASE {me} SET intervalstyle TO 'sql_standard';
 ALTER DATABASE {me} SET bytea_output TO 'escape';
 ALTER DATABASE {me} SET extra_float_digits TO -15;
+ALTER DATABASE {me} SET standard_conforming_strings TO off;
 ALTER DATABASE {me} SET search_path TO nowhere;
 ALTER DATABASE {me} SET default_transaction_read_only TO on
         """,
@@ -246,6 +298,24 @@ CREATE INDEX word ON public."café" (word)
         """,
         rows=1,
         clauses="ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C'",
+    ),
+    "an encoding with a name of its own": Healthy(
+        """
+CREATE TABLE public."привет" AS SELECT 'мир'::text AS "слово"
+        """,
+        rows=1,
+        clauses="ENCODING 'KOI8R' LC_COLLATE 'C' LC_CTYPE 'C'",
+    ),
+    "bytes of no encoding": Healthy(
+        r"""
+CREATE TABLE public.kept (word text);
+INSERT INTO public.kept VALUES (convert_from('\xe9', 'SQL_ASCII'));
+DO $$BEGIN
+  EXECUTE format('COMMENT ON COLUMN public.kept.word IS %L',
+                 convert_from('\xe9', 'SQL_ASCII')); END$$
+        """,
+        rows=1,
+        clauses="ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C'",
     ),
 }
 
@@ -281,23 +351,54 @@ class HealthyTests(DrillsAhead):
 # --- A database in use ----------------------------------------------------------------
 
 
-class InUseTests(unittest.TestCase):
-    """What others do meanwhile does not matter."""
+WRITES = {
+    "rows that come and go": """
+INSERT INTO public.kept (word) SELECT md5(n::text) FROM generate_series(1, 50) AS n;
+DELETE FROM public.kept WHERE id % 3 = 0
+    """,
+    "rows ahead of their sequence": """
+INSERT INTO public.kept (id) SELECT 10000000 + (random() * 100000000)::integer;
+SELECT pg_sleep(0.002);
+DELETE FROM public.kept WHERE id >= 10000000
+    """,
+    "a sequence that is set back and forth": """
+SELECT setval('public.ticket', 1 + (random() * 1000)::integer)
+    """,
+    "a table that is emptied": """
+TRUNCATE public.kept RESTART IDENTITY;
+INSERT INTO public.kept (word) VALUES ('a'), ('b'), ('c')
+    """,
+    "tables that are new": """
+DO $$BEGIN
+  EXECUTE format('CREATE TABLE public.t%s (id serial)', nextval('public.ticket')); END$$;
+SELECT pg_sleep(0.05)
+    """,
+}
 
-    def test_written_to(self) -> None:
-        """A database that is written to all the while compares equal."""
-        kept = "CREATE TABLE public.kept (id bigserial PRIMARY KEY, word text)"
-        write = (
-            "INSERT INTO public.kept (word) SELECT md5(n::text)"
-            " FROM generate_series(1, 50) AS n;"
-            "DELETE FROM public.kept WHERE id % 3 = 0"
-        )
+
+@drills_ahead
+class InUseTests(DrillsAhead):
+    """A database that is written to all the while compares equal."""
+
+    table: ClassVar = WRITES
+
+    @staticmethod
+    def drilled(write: str) -> tuple[list[Ended], int]:
+        """Drill twice, while others write."""
+        kept = """
+CREATE TABLE public.kept (id bigserial PRIMARY KEY, word text);
+CREATE SEQUENCE public.ticket;
+INSERT INTO public.kept (word) SELECT md5(n::text) FROM generate_series(1, 50) AS n
+        """
         with place() as here, database(kept) as source, busy(source, write) as written:
-            for _ in range(2):
-                over, report = drilled(here, source)
-                self.assertEqual(over.status, 0, over.said)
-                self.assertGreater(report["rows"], 0)
-        self.assertGreater(next(written), 10)
+            return [drilled(here, source)[0] for _ in range(2)], next(written)
+
+    def judge_outcome(self, _write: str, outcome: tuple[list[Ended], int]) -> None:
+        """Both passed, and much was written."""
+        runs, written = outcome
+        for over in runs:
+            self.assertEqual(over.status, 0, over.said)
+        self.assertGreater(written, 10)
 
 
 @contextmanager
@@ -307,7 +408,8 @@ def busy(source: drill.Database, sql: str) -> Iterator[Iterator[int]]:
     def write() -> None:
         with drill.session(source) as cursor:
             while not over.is_set():
-                cursor.execute(sql)
+                for statement in sql.split(";\n"):
+                    cursor.execute(statement)
                 next(done)
 
     over, done = Event(), count()
@@ -361,11 +463,27 @@ ALTER TABLE public.secret ENABLE ROW LEVEL SECURITY
         """,
         "public.secret: row-level security would hide rows of it",
     ),
+    "to read a large object": Right(
+        "SELECT lo_from_bytea(4711, 'secret')",
+        "large object 4711: the role may not read it",
+    ),
     "to restore for the owner": Right(
         """
 CREATE TABLE public.kept (id integer);
 GRANT SELECT ON public.kept TO PUBLIC
         """,
+        "this role may not restore objects of other owners: postgres",
+    ),
+    "to restore another's schema": Right(
+        "CREATE SCHEMA other",
+        "this role may not restore objects of other owners: postgres",
+    ),
+    "to restore another's function": Right(
+        "CREATE FUNCTION public.one() RETURNS integer LANGUAGE sql AS 'SELECT 1'",
+        "this role may not restore objects of other owners: postgres",
+    ),
+    "to restore another's type": Right(
+        "CREATE TYPE public.mood AS ENUM ('good', 'bad')",
         "this role may not restore objects of other owners: postgres",
     ),
 }
@@ -481,7 +599,7 @@ LIES = {
     "a sequence, in a directory": Lie(
         DIRECTORY,
         "SELECT setval('public.kept_id_seq', 4)",
-        "sequence public.kept_id_seq: value: found 4, expected 9",
+        "sequence public.kept_id_seq: behind the values of its column",
     ),
     "a grant, in custom": Lie(
         CUSTOM,
