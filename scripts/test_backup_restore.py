@@ -1853,23 +1853,22 @@ ROW_HASHES = """
 # What enum a hash partition holds depends on OIDs: its rows are counted as the root's.
 TABLES = """
 SELECT pg_table_size(leaf.oid),
-       r.thing,
+       counted_as,
        format('SELECT %L, json_build_object(''rows'', count(*), ''values'', '
               'coalesce(sum(%s), 0))::text',
-              r.thing, coalesce(expression, '0')),
-       format('%I.%I', leaf.nspname, leaf.relname)
+              counted_as, coalesce(expression, '0')),
+       format('%I.%I', leaf.nspname, leaf.relname),
+       root.thing
   FROM relation AS leaf
-  LEFT JOIN LATERAL (
-           SELECT pg_partition_root(leaf.oid) AS oid
-             FROM pg_partition_ancestors(leaf.oid) AS ancestor
-             JOIN pg_partitioned_table AS p ON p.partrelid = ancestor.relid
-             JOIN pg_opclass AS c ON c.oid = ANY (p.partclass)
-            WHERE p.partstrat = 'h'
-              AND c.opcname = 'enum_ops'
-            LIMIT 1
-       ) AS root ON true
-  JOIN relation AS r ON r.oid = coalesce(root.oid, leaf.oid)
-  LEFT JOIN row_hash ON attrelid = leaf.oid
+  LEFT JOIN relation AS root ON root.oid = pg_partition_root(leaf.oid)
+  LEFT JOIN row_hash ON attrelid = leaf.oid,
+LATERAL coalesce((SELECT root.thing
+                    FROM pg_partition_ancestors(leaf.oid)
+                    JOIN pg_partitioned_table ON partrelid = relid
+                    JOIN pg_opclass AS c ON c.oid = ANY (partclass)
+                   WHERE partstrat = 'h'
+                     AND opcname = 'enum_ops'
+                   LIMIT 1), leaf.thing) AS counted_as
  WHERE leaf.relkind = 'r'
 """
 
@@ -1882,6 +1881,7 @@ class Table:
     thing: str  # as which its rows are counted
     question: str  # which lacks its FROM
     name: str  # quoted
+    root: str | None  # the thing of which it is a partition
 
     @property
     def statement(self) -> str:
@@ -2339,10 +2339,11 @@ def witnessed_contents(backup: Backup, reference: Database) -> Contents:
     """What the backup itself testifies to: its rows as the server reads them.
 
     The reference has everything but the COPY blocks. Each of those is loaded into a
-    table like its own, which is then questioned.
+    table like its own, which is then questioned; a partitioned table's own partitions
+    are, when it was dumped as a whole (--load-via-partition-root).
     """
     with session(reference) as cursor:
-        tables = {table.thing: table for table in tables_of(cursor)}
+        tables = tables_of(cursor)
         cursor.execute("SELECT rolsuper FROM pg_roles WHERE rolname = current_user")
         (superuser,) = cursor.fetchone()
     contents = contents_of(reference)
@@ -2356,43 +2357,54 @@ def witnessed_contents(backup: Backup, reference: Database) -> Contents:
 
 
 def witness_script(
-    backup: Backup, server: Server, tables: dict[str, Table], superuser: bool
+    backup: Backup, server: Server, tables: list[Table], superuser: bool
 ) -> Callable[[BinaryIO], None]:
     """What writes SQL that loads and questions each COPY block of the backup."""
+    named = {table.thing: table for table in tables}
 
     def write(script: BinaryIO) -> None:
-        def on_block(name: str, columns: str) -> None:
-            nonlocal table
-            table = tables.get(f"table {name}")
-            if table:
-                script.write(
-                    f"CREATE TEMP TABLE witness (LIKE {table.name} "
-                    f"INCLUDING GENERATED);\n"
-                    f"RESET lc_monetary;\n"
-                    f"COPY witness {columns} FROM stdin;\n".encode()
-                )
+        def say(*statements: str) -> None:
+            script.write(
+                "".join(f"{statement};\n" for statement in statements).encode()
+            )
+
+        def on_block(name: str, target: str, columns: str) -> None:
+            nonlocal questions
+            opening = ["BEGIN"]
+            questions = [t.statement for t in tables if t.root == f"table {name}"]
+            if table := named.get(f"table {name}"):
+                like = f"LIKE {table.name} INCLUDING GENERATED"
+                opening.append(f"CREATE TEMP TABLE witness ({like})")
+                target, questions = "witness", [f"{table.question} FROM witness AS t"]
+            if questions:
+                copy_in = f"COPY {target} {columns} FROM stdin"
+                encoded = f"(ENCODING '{scan.encoding}')"
+                say(*opening, "RESET lc_monetary", f"{copy_in} {encoded}")
 
         def on_rows(rows: bytes) -> None:
-            if table:
+            if questions:
                 script.write(rows)
 
         def on_end() -> None:
-            if table:
-                script.write(
-                    f"\\.\nSET lc_monetary TO 'C';\n"
-                    f"SELECT json_build_array(a, b) FROM ({table.question} "
-                    f"FROM witness AS t) AS q (a, b);\nDROP TABLE witness;\n".encode()
-                )
+            if questions:
+                script.write(b"\\.\n")
+                say("SET lc_monetary TO 'C'", *map(as_array, questions), "ROLLBACK")
 
-        table: Table | None = None
+        questions: list[str] = []
         script.write(PINNED.encode())
+        say("SET client_encoding TO 'UTF8'", "SET search_path TO pg_temp")
         if superuser:  # an event trigger may forbid the table
-            script.write(b"SET session_replication_role TO replica;\n")
-        script.write(b"SET search_path TO pg_temp;\n")
+            say("SET session_replication_role TO replica")
         with open_sql(backup, server) as sql:
-            SqlScan(on_block=on_block, on_rows=on_rows, on_end=on_end).read(sql)
+            scan = SqlScan(on_block=on_block, on_rows=on_rows, on_end=on_end)
+            scan.read(sql)
 
     return write
+
+
+def as_array(statement: str) -> str:
+    """The statement, with each thing and its aspects as one JSON array."""
+    return f"SELECT json_build_array(a, b) FROM ({statement}) AS q (a, b)"
 
 
 def differences(expected: Contents, found: Contents) -> list[str]:
@@ -2632,7 +2644,7 @@ class SqlScan:
         self.rest = b""  # not scanned yet
         self.statement: list[bytes] = []
         self.table: str | None = None  # whose COPY data come
-        self.encoding = "utf-8"
+        self.encoding = "UTF8"
         self.begun = self.ended = False
 
     def copy(self) -> "SqlScan":
@@ -2725,14 +2737,14 @@ class SqlScan:
         """Open a COPY block, refuse what undoes a restore or leaves its database."""
         if self.ended:
             self.trailing(raw)
-        text = raw.decode(self.encoding, "surrogateescape")
+        text = raw.decode(codec_of(self.encoding), "surrogateescape")
         if found := COPY.match(text):
-            *name, columns = found.groups()
-            self.table = full_name(*map(unquoted, name))
+            schema, name, columns = found.groups()
+            self.table = full_name(unquoted(schema), unquoted(name))
             self.rows.setdefault(self.table, 0)
-            self.tell("on_block", self.table, columns or "")
+            self.tell("on_block", self.table, f"{schema}.{name}", columns or "")
         elif found := re.match(r"SET client_encoding = '(\w+)'", text):
-            self.encoding = codec_of(found[1])
+            self.encoding = found[1]
         elif ESCAPES.match(text):
             self.escapes.append(f"a statement on more than its database: {quoted(raw)}")
         elif NAMES_ROLES.match(text):
@@ -2764,6 +2776,7 @@ def quoted(text: bytes) -> str:
     return repr(shortened(text.decode("utf-8", "replace"), most=60))
 
 
+@functools.cache
 def codec_of(encoding: str) -> str:
     """Python's name for an encoding of PostgreSQL's."""
     known_as = encoding.replace("WIN", "cp").replace("KOI8", "KOI8-")

@@ -19,6 +19,7 @@ from typing import ClassVar, NamedTuple
 
 from aidscope.tests import server as suite
 from aidscope.tests.running import DrillsAhead, Ended, drills_ahead, place, url_of
+from aidscope.tests.test_live import spoil
 from scripts import test_backup_restore as drill
 
 HEAD = b"--\n-- PostgreSQL database dump\n--\n\n"
@@ -84,6 +85,8 @@ HEALTHY = {
     "that would drop first": Healthy("plain", ("--clean", "--if-exists")),
     "all names quoted": Healthy("plain", ("--quote-all-identifiers",)),
     "triggers switched off": Healthy("custom", ("-Fc", "--disable-triggers")),
+    "partitions by way of their root": Healthy("plain", ("--load-via-partition-root",)),
+    "in an encoding of its own": Healthy("plain", ("--encoding", "SQL_ASCII")),
     "the schema alone": Healthy("plain", ("--schema-only",)),
     "archive that can create its database": Healthy("custom", ("-Fc", "--create")),
 }
@@ -447,6 +450,21 @@ class UndamagedTests(unittest.TestCase):
 
 class WitnessTests(unittest.TestCase):
     """The file testifies against what was made of it."""
+
+    def test_rows_that_were_restored_otherwise(self) -> None:
+        """A row that the file does not know is seen, however partitions are dumped."""
+        sql = "UPDATE extra.visit SET who = 'x' WHERE who = 'a'"
+        for how in ((), ("--load-via-partition-root",)):
+            with self.subTest(how=how), place() as here:
+                path = written(here.folder / "backup", *how)
+                here.stand_in("psql", spoil("psql", sql), "*_restored*")
+                over = here.run("--backup", str(path), DATABASE_URL=url_of())
+                self.assertEqual(over.status, 1, over.said)
+                self.assertIn(
+                    "BackupIsBad: the restored database differs from its source\n"
+                    "  table extra.visit_2023: 1 rows as expected, with other values\n\n",
+                    over.stderr,
+                )
 
     def test_sequence_behind(self) -> None:
         """A sequence that stands behind its column's values is named."""
