@@ -325,10 +325,10 @@ class SideBySideTests(Tests):
         maintenance = drill.maintenance(server())
         orphans = [f"{drill.MARK}00000000000000{n:02x}_source" for n in range(4)]
         with place() as here, ExitStack() as stack:
-            for name in orphans:
-                execute(maintenance, f"CREATE DATABASE {name}")
             kill(here, "validation")
             (folder,) = here.temporary.iterdir()
+            for name in orphans:
+                execute(maintenance, f"CREATE DATABASE {name}")
             started = [here.started(DATABASE_URL=url_of()) for _ in range(6)]
             runs = [ended(run) for run in [*map(stack.enter_context, started)]]
             for run in runs:
