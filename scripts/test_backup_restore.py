@@ -2669,6 +2669,8 @@ class SqlScan:
 
     def update(self, piece: bytes, final: bool = False) -> None:
         """Scan as far as it is certain what comes."""
+        if b"\0" in piece:  # psql passes over what follows one in its line
+            self.note("zero bytes, which no text of PostgreSQL's has")
         self.rest += piece
         at = 0
         while at < len(self.rest):
@@ -2753,9 +2755,12 @@ class SqlScan:
 
     def trailing(self, text: bytes) -> None:
         """Note that the end is not the end, once."""
-        problem = "something follows the closing line"
+        self.note("something follows the closing line", f": {quoted(text)}")
+
+    def note(self, problem: str, details: str = "") -> None:
+        """Add a problem that may be found many times, once."""
         if not any(known.startswith(problem) for known in self.problems):
-            self.problems.append(f"{problem}: {quoted(text)}")
+            self.problems.append(problem + details)
 
     def finish(self) -> list[str]:
         """The problems that were found, once there is no more to come."""

@@ -352,6 +352,14 @@ def flipped(path: Path) -> None:
     file.write_bytes(content)
 
 
+def zeroed(path: Path) -> None:
+    """Leave zero bytes in a long value, as a disk does that lost a page."""
+    content = bytearray(path.read_bytes())
+    at = content.index(b"enough for TOAST long enough")
+    content[at : at + 512] = bytes(512)
+    path.write_bytes(content)
+
+
 def trailing(path: Path) -> None:
     """Add something behind the end."""
     with path.open("ab") as file:
@@ -380,6 +388,7 @@ DAMAGED = {
     "a directory's file has one bit flipped": ("directory", flipped),
     "a directory lost a file": ("directory", lost),
     "tar is cut between two files": ("tar", cut_between_members),
+    "plain has zero bytes in a value": ("plain", zeroed),
     "gzip has something behind its end": ("gzip", trailing),
     "plain has something behind its end": ("plain", trailing),
 }
