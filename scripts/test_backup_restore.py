@@ -61,6 +61,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from locale import LC_CTYPE, setlocale
+from locale import Error as UnknownLocale
 from pathlib import Path
 from tempfile import TemporaryFile
 from threading import Event, Thread, Timer
@@ -329,7 +331,7 @@ class BackupRestoreTests(unittest.TestCase):
     def test_backup_restore(self) -> None:
         """A fresh database loaded from the backup is the source again."""
         backup = self.backup()
-        with scratch_database(self.server, "restored", backup.locale) as restored:
+        with database_for(backup, self.server, "restored") as restored:
             provide_globals(backup, self.server)
             seconds = load_backup(backup, restored, self.options.jobs)
             self.evidence.note(seconds_to_restore=round(seconds, 3))
@@ -605,7 +607,7 @@ def introduced(server: Server, strict: bool = False) -> Server:
         name, version, pid = cursor.fetchone()  # a service may name the database
         if pid != cursor.connection.info.backend_pid:
             raise NotJudged(
-                "a connection pooler stands before the server, and shares sessions out\n"
+                "a connection pooler before the server shares its sessions out\n"
                 "  let the settings name the server itself, for the drill"
             )
     settings = server.settings | {"NAME": name}
@@ -800,7 +802,7 @@ ADVICE = {
     ],
     "check the name of the database": ['database ".*" does not exist'],
     "allow more time with --timeout SECONDS": ["statement timeout", "lock timeout"],
-    "the standby's replay was faster: run again, or raise max_standby_streaming_delay": [
+    "replay on the standby was faster: raise max_standby_streaming_delay": [
         "conflict with recovery",
     ],
     "let the role write in new databases (default_transaction_read_only)": [
@@ -1023,7 +1025,8 @@ def throwaway_server(
     try:
         try:
             with step("start a throwaway server"):
-                serve("initdb", "-U", "postgres", "-A", "trust", *INITDB_OPTIONS)
+                form = (*INITDB_OPTIONS, f"--lc-ctype={letters()}")
+                serve("initdb", "-U", "postgres", "-A", "trust", *form)
                 with (data / "postgresql.conf").open("a", encoding="utf-8") as file:
                     file.write(f"unix_socket_directories = '{data}'\n{SERVER_SETTINGS}")
                 serve("pg_ctl", "-w", "-t", str(round(timeout)), "-l", "log", "start")
@@ -1042,6 +1045,7 @@ def throwaway_server(
 
 
 INITDB_OPTIONS = ("--encoding=UTF8", "--locale=C", "--no-sync", "--no-instructions")
+LETTERS = "C.UTF-8"  # the locale that knows them all, where there is one
 SERVER_SETTINGS = """
 listen_addresses = ''
 fsync = off
@@ -1052,6 +1056,17 @@ max_wal_senders = 0
 autovacuum = off
 max_locks_per_transaction = 1024
 """
+
+
+def letters() -> str:
+    """The locale that tells letters from other signs: LETTERS, or else C."""
+    kept = setlocale(LC_CTYPE)
+    try:
+        return setlocale(LC_CTYPE, LETTERS)
+    except UnknownLocale:
+        return "C"
+    finally:
+        setlocale(LC_CTYPE, kept)
 
 
 def private(data: Path, mark: str, timeout: float) -> Server:
@@ -1110,8 +1125,8 @@ def stop_orphaned_server(pid_file: Path) -> None:
     if pid_file.exists():
         pid = pid_file.read_text().partition("\n")[0]
         command = Command(("ps", "-o", "args=", "-p", pid), 10)
-        # ps fails when there is no such process. Where there is no ps, the server ends by
-        # itself, within a minute of its folder.
+        # ps fails when there is no such process. Where there is no ps, the server ends
+        # by itself, within a minute of its folder.
         with suppress(BackupIsBad, FileNotFoundError, ProcessLookupError):
             if str(pid_file.parent) in run(command):
                 os.kill(int(pid), signal.SIGQUIT)
@@ -1360,6 +1375,7 @@ class Backup:
     contents: Contents | None = field(default=None, repr=False)
     seconds: float | None = None  # None: the backup was there before this run
     rehearsal: bool = False
+    makes_public: bool = False  # it has the schema itself, as after pg_dump -n public
     uncompared: dict[str, str] = field(default_factory=dict)  # thing -> why
 
     @property
@@ -1704,16 +1720,28 @@ def adopted(path: Path, server: Server) -> Backup:
     backup = Backup(path, form, sha256, size, locale="")
     head = head_of(backup, server)
     require_not_newer(head, server)
+    makes_public = "\nCREATE SCHEMA public;\n" in head
     if form in ("plain", "gzip"):  # psql obeys a file that pg_restore would not
         with open_sql(backup, server) as sql:
-            escapes = SqlScan().read(sql).escapes
-        if any("CREATE DATABASE" in escape for escape in escapes):
-            raise NotJudged(
-                "the backup makes a database of its own: pg_dump --create wrote it\n"
-                "  dump without --create, or in an archive format, which holds it apart"
-            )
-        refuse("the backup would reach beyond its database", escapes)
-    return replace(backup, locale=locale_for(head, server))
+            scan = SqlScan().read(sql)
+        require_fit_for_fresh_database(scan)
+        refuse("the backup would reach beyond its database", scan.escapes)
+        makes_public = scan.makes_public
+    return replace(backup, locale=locale_for(head, server), makes_public=makes_public)
+
+
+def require_fit_for_fresh_database(scan: "SqlScan") -> None:
+    """Raise NotJudged for SQL that is meant for another place than a new database."""
+    if any("CREATE DATABASE" in escape for escape in scan.escapes):
+        raise NotJudged(
+            "the backup makes a database of its own: pg_dump --create wrote it\n"
+            "  dump without --create, or in an archive format, which holds it apart"
+        )
+    if scan.drops:
+        raise NotJudged(
+            "the backup drops what a fresh database lacks: pg_dump --clean wrote it\n"
+            "  dump with --if-exists as well, or in an archive format"
+        )
 
 
 def format_of(path: Path) -> str:
@@ -1732,6 +1760,11 @@ def format_of(path: Path) -> str:
         if re.match(magic, head):
             if form == "tar":
                 refuse("the backup is damaged", faults_of_tar(path))
+            if form == "gzip" and PACKED.match(beginning_of(path)):
+                raise BackupIsBad(
+                    f"{path} cannot be restored: an archive was gzipped\n"
+                    f"  decompress it first"
+                )
             return form
     for magic, (fact, hint) in STRANGERS.items():
         if re.match(magic, head):
@@ -1741,6 +1774,16 @@ def format_of(path: Path) -> str:
         f"  it begins with {quoted(head)}, expected {quoted(HEADER)}\n"
         f"  if it is encrypted, decrypt it first"
     )
+
+
+PACKED = re.compile(rb"PGDMP|.{257}ustar", re.DOTALL)
+
+
+def beginning_of(path: Path) -> bytes:
+    """The first bytes of what a gzip file holds, as far as it can be read."""
+    with suppress(EOFError, gzip.BadGzipFile, zlib.error), gzip.open(path) as packed:
+        return packed.read(512)
+    return b""
 
 
 def faults_of_tar(path: Path) -> list[str]:
@@ -1793,12 +1836,12 @@ def faults_of_large_objects(names: list[str], lists: list[bytes]) -> list[str]:
 
 
 def head_of(backup: Backup, server: Server) -> str:
-    """The beginning of the backup as SQL, with its versions and its encoding."""
+    """The beginning of the backup as SQL; of an archive, the whole schema."""
     if backup.format in ("plain", "gzip"):
         opened = gzip.open if backup.format == "gzip" else open
         with opened(backup.path, "rb") as file:
             return file.read(4096).decode("utf-8", "replace")
-    return run(archive_command(backup, server, "--schema-only"))[:4096]
+    return run(archive_command(backup, server, "--schema-only"))
 
 
 def require_not_newer(head: str, server: Server) -> None:
@@ -1886,7 +1929,8 @@ ROW_HASHES = """
 # A parent does not count its children (ONLY). A sum counts equal rows, XOR loses them.
 # What enum a hash partition holds depends on OIDs: its rows are counted as the root's.
 TABLES = """
-SELECT pg_table_size(leaf.oid),
+SELECT leaf.oid,
+       pg_table_size(leaf.oid),
        counted_as,
        format('SELECT %L, json_build_object(''rows'', count(*), ''values'', '
               'coalesce(sum(%s), 0))::text',
@@ -1911,6 +1955,7 @@ LATERAL coalesce((SELECT root.thing
 class Table:
     """A table, and the question for the number and the values of its rows."""
 
+    oid: int
     size: int  # bytes
     thing: str  # as which its rows are counted
     question: str  # which lacks its FROM
@@ -1946,7 +1991,8 @@ BEHIND = """
 SELECT format('SELECT %L, json_build_object(''behind'', coalesce(most %s last_value '
               'OR most = last_value AND NOT is_called, false))::text '
               'FROM (SELECT %s(%I) AS most FROM %s) AS t, %I.%I',
-              r.thing, beyond, most, attname, d.refobjid::regclass, r.nspname, r.relname)
+              r.thing, beyond, most, attname, d.refobjid::regclass,
+              r.nspname, r.relname)
   FROM relation AS r
   JOIN pg_sequence ON seqrelid = r.oid
   JOIN (VALUES ('max', '>', 1), ('min', '<', -1)) AS direction (most, beyond, sign)
@@ -2243,7 +2289,7 @@ def joined(statements: list[str], at_once: int = 100) -> list[str]:
 
 
 def gathered(answers: Iterable[tuple]) -> Contents:
-    """The contents that the answers speak of; what several count of a thing is added."""
+    """The contents that the answers speak of; what several count is added."""
     contents: Contents = {}
     for thing, aspects, *_ in answers:
         known = contents.setdefault(thing, {})
@@ -2340,7 +2386,7 @@ def departures(backup: Backup, found: Contents, restored: Database) -> list[str]
 @contextmanager
 def reference_database(backup: Backup, server: Server) -> Iterator[Database]:
     """A scratch database with the source's schema, and no rows."""
-    with scratch_database(server, "reference", backup.locale) as reference:
+    with database_for(backup, server, "reference") as reference:
         with step("load the schema alone"), schema_of(backup, server) as sql:
             load_sql(reference, sql)
         yield reference
@@ -2348,11 +2394,16 @@ def reference_database(backup: Backup, server: Server) -> Iterator[Database]:
 
 @contextmanager
 def schema_of(backup: Backup, server: Server) -> Iterator[BinaryIO]:
-    """The source's schema as SQL; without a source, all but the backup's COPY blocks."""
+    """The source's schema as SQL; without a source, what is no row of the backup."""
     with TemporaryFile("w+b") as schema:
+
+        def on_schema(sql: bytes) -> None:
+            if not sql.lstrip().startswith(b"REFRESH "):  # which may need rows
+                schema.write(sql)
+
         if backup.contents is None:
             with open_sql(backup, server) as sql:
-                SqlScan(on_schema=schema.write).read(sql)
+                SqlScan(on_schema=on_schema).read(sql)
         else:
             schema.write(backup.schema.encode(errors="surrogateescape"))
         schema.seek(0)
@@ -2377,24 +2428,81 @@ def witnessed_contents(backup: Backup, reference: Database) -> Contents:
     are, when it was dumped as a whole (--load-via-partition-root).
     """
     with session(reference) as cursor:
-        tables = tables_of(cursor)
+        witnesses = witnesses_of(cursor)
         cursor.execute("SELECT rolsuper FROM pg_roles WHERE rolname = current_user")
         (superuser,) = cursor.fetchone()
     contents = contents_of(reference)
     arguments = ("-X", "-q", "-At", "-v", "ON_ERROR_STOP=1", "-f", "-")
+    scan = SqlScan()
     with step("question the backup's rows"):
-        testimony = witness_script(backup, reference.server, tables, superuser)
+        testimony = witness_script(backup, reference.server, witnesses, superuser, scan)
         with written_to_pipe(testimony) as script:
             said = run(command(reference, "psql", *arguments), stdin=script)
     merge(contents, gathered(map(json.loads, said.splitlines())))
+    for view in scan.refreshed:
+        contents[f"materialized view {view}"]["populated"] = True
     return contents
 
 
+@dataclass(frozen=True)
+class Witness:
+    """How to make a table that takes a COPY block, and what to ask it."""
+
+    statements: list[str]
+    questions: list[str]
+
+
+# The partitions of a partitioned table, from the root down, without its constraints.
+PARTITIONS = """
+SELECT root.thing,
+       format('CREATE TEMP TABLE witness%s %s %s',
+              CASE WHEN level > 0 THEN concat('_', relid::oid) END,
+              CASE WHEN level = 0
+                   THEN format('(LIKE %I.%I INCLUDING GENERATED)', nspname, relname)
+                   ELSE format('PARTITION OF witness%s %s',
+                               '_' || nullif(parentrelid::oid, root.oid),
+                               (SELECT pg_get_expr(relpartbound, oid)
+                                  FROM pg_class
+                                 WHERE oid = relid))
+              END,
+              CASE WHEN NOT isleaf
+                   THEN concat('PARTITION BY ', pg_get_partkeydef(relid))
+              END)
+  FROM relation AS root,
+       pg_partition_tree(root.oid)
+ WHERE root.relkind = 'p'
+   AND NOT root.relispartition
+ ORDER BY root.oid, level
+"""
+
+
+def witnesses_of(cursor: Any) -> dict[str, Witness]:
+    """The witnesses of the tables, and of partitioned tables that are dumped as one."""
+    cursor.execute(RELATIONS + PARTITIONS)
+    witnesses: dict[str, Witness] = {}
+    for thing, statement in cursor.fetchall():
+        witnesses.setdefault(thing, Witness([], [])).statements.append(statement)
+    tables = tables_of(cursor)
+    for table in tables:
+        if table.root in witnesses:
+            question = f"{table.question} FROM witness_{table.oid} AS t"
+            witnesses[table.root].questions.append(question)
+    for table in tables:
+        witnesses[table.thing] = Witness(
+            [f"CREATE TEMP TABLE witness (LIKE {table.name} INCLUDING GENERATED)"],
+            [f"{table.question} FROM witness AS t"],
+        )
+    return witnesses
+
+
 def witness_script(
-    backup: Backup, server: Server, tables: list[Table], superuser: bool
+    backup: Backup,
+    server: Server,
+    witnesses: dict[str, Witness],
+    superuser: bool,
+    scan: "SqlScan",
 ) -> Callable[[BinaryIO], None]:
-    """What writes SQL that loads and questions each COPY block of the backup."""
-    named = {table.thing: table for table in tables}
+    """What writes SQL that loads and questions each COPY block, while it scans."""
 
     def write(script: BinaryIO) -> None:
         def say(*statements: str) -> None:
@@ -2402,35 +2510,31 @@ def witness_script(
                 "".join(f"{statement};\n" for statement in statements).encode()
             )
 
-        def on_block(name: str, target: str, columns: str) -> None:
-            nonlocal questions
-            opening = ["BEGIN"]
-            questions = [t.statement for t in tables if t.root == f"table {name}"]
-            if table := named.get(f"table {name}"):
-                like = f"LIKE {table.name} INCLUDING GENERATED"
-                opening.append(f"CREATE TEMP TABLE witness ({like})")
-                target, questions = "witness", [f"{table.question} FROM witness AS t"]
-            if questions:
-                copy_in = f"COPY {target} {columns} FROM stdin"
-                encoded = f"(ENCODING '{scan.encoding}')"
-                say(*opening, "RESET lc_monetary", f"{copy_in} {encoded}")
+        def on_block(name: str, columns: str) -> None:
+            nonlocal witness
+            witness = witnesses.get(f"table {name}")
+            if witness:
+                form = f"(ENCODING '{scan.encoding}')"
+                copy_in = f"COPY witness {columns} FROM stdin {form}"
+                say("BEGIN", *witness.statements, "RESET lc_monetary", copy_in)
 
         def on_rows(rows: bytes) -> None:
-            if questions:
+            if witness:
                 script.write(rows)
 
         def on_end() -> None:
-            if questions:
+            if witness:
                 script.write(b"\\.\n")
-                say("SET lc_monetary TO 'C'", *map(as_array, questions), "ROLLBACK")
+                asked = map(as_array, witness.questions)
+                say("SET lc_monetary TO 'C'", *asked, "ROLLBACK")
 
-        questions: list[str] = []
+        witness: Witness | None = None
         script.write(PINNED.encode())
         say("SET client_encoding TO 'UTF8'", "SET search_path TO pg_temp")
         if superuser:  # an event trigger may forbid the table
             say("SET session_replication_role TO replica")
+        scan.followers.update(on_block=on_block, on_rows=on_rows, on_end=on_end)
         with open_sql(backup, server) as sql:
-            scan = SqlScan(on_block=on_block, on_rows=on_rows, on_end=on_end)
             scan.read(sql)
 
     return write
@@ -2509,7 +2613,7 @@ def shortened(text: str, at: int = 0, most: int = 120) -> str:
 
 HEADER = b"-- PostgreSQL database dump"
 CLOSING = b"-- PostgreSQL database dump complete"
-DATA = re.compile(rb"-- Data for Name: .*; Type: TABLE DATA;")
+DATA = re.compile(rb"-- Data for Name: (.*); Type: TABLE DATA; Schema: (.*); Owner: ")
 CHUNK = 2**20  # bytes read at once
 
 
@@ -2660,6 +2764,7 @@ ESCAPES = re.compile(
 )
 ROLES = re.compile(rf"\b(?:TO|FROM|FOR ROLE|FOR) ({NAME}(?:, {NAME})*)")
 TABLESPACE = re.compile(rf"SET default_tablespace = (?!'')({NAME})\Z")
+REFRESH = re.compile(rf"REFRESH MATERIALIZED VIEW ({NAME})\.({NAME})\Z")
 OPENING = re.compile(rb"""--|\\|'|"|/\*|(?<![\w$])(?:[eE]'|\$\w*\$)""")
 LONGEST_OPENING = 128  # bytes: a dollar quote's tag has 63 at most
 
@@ -2682,7 +2787,10 @@ class SqlScan:
         self.rest = b""  # not scanned yet
         self.statement: list[bytes] = []
         self.table: str | None = None  # whose COPY data come
-        self.announced = self.blocks = 0  # data of tables
+        self.blocks = 0
+        self.announced: list[str] = []  # tables with data, by comments
+        self.refreshed: set[str] = set()  # materialized views
+        self.makes_public = self.drops = False
         self.encoding = "UTF8"
         self.begun = self.ended = False
 
@@ -2690,7 +2798,7 @@ class SqlScan:
         """A twin that goes its own way from here."""
         twin = copy.copy(self)
         twin.rows, twin.problems = dict(self.rows), list(self.problems)
-        twin.escapes = list(self.escapes)
+        twin.escapes, twin.announced = list(self.escapes), list(self.announced)
         twin.statement = list(self.statement)
         return twin
 
@@ -2766,8 +2874,10 @@ class SqlScan:
                 self.problems.append("its lines end in CR LF: it was sent as text")
         elif line == CLOSING and not self.ended:
             self.ended = True
-        elif DATA.match(line):
-            self.announced += 1
+        elif found := DATA.match(line):
+            self.announced.append(
+                b".".join(found.groups()[::-1]).decode("utf-8", "replace")
+            )
         elif self.ended and line != b"--":
             self.trailing(line)
 
@@ -2782,11 +2892,11 @@ class SqlScan:
             self.trailing(raw)
         text = raw.decode(codec_of(self.encoding), "surrogateescape")
         if found := COPY.match(text):
-            schema, name, columns = found.groups()
-            self.table = full_name(unquoted(schema), unquoted(name))
+            *name, columns = found.groups()
+            self.table = full_name(*map(unquoted, name))
             self.rows.setdefault(self.table, 0)
             self.blocks += 1
-            self.tell("on_block", self.table, f"{schema}.{name}", columns or "")
+            self.tell("on_block", self.table, columns or "")
         elif found := re.match(r"SET client_encoding = '(\w+)'", text):
             self.encoding = found[1]
         elif ESCAPES.match(text):
@@ -2796,6 +2906,12 @@ class SqlScan:
                 self.roles |= {unquoted(name) for name in re.findall(NAME, names)}
         elif found := TABLESPACE.match(text):
             self.tablespaces.add(unquoted(found[1]))
+        elif found := REFRESH.match(text):
+            self.refreshed.add(full_name(*map(unquoted, found.groups())))
+        elif text == "CREATE SCHEMA public":
+            self.makes_public = True
+        elif text.startswith("DROP ") and " IF EXISTS " not in text:
+            self.drops = True
 
     def trailing(self, text: bytes) -> None:
         """Note that the end is not the end, once."""
@@ -2813,10 +2929,11 @@ class SqlScan:
             self.problems.insert(0, f"no header, expected {quoted(HEADER)}")
         if self.table is not None:
             self.problems.append(f"table {self.table}: its COPY block has no end")
-        elif self.blocks and self.announced not in (0, self.blocks):
+        elif self.blocks and len(self.announced) not in (0, self.blocks):
+            lacking = [name for name in self.announced if name not in self.rows]
             self.problems.append(
-                f"COPY blocks: found {self.blocks}, expected {self.announced} "
-                f"as announced by comments"
+                f"COPY blocks: found {self.blocks}, expected {len(self.announced)}"
+                + f"; none for {', '.join(lacking)}" * bool(lacking)
             )
         elif rest := b"".join(self.statement).strip():
             self.problems.append(f"an unfinished statement: {quoted(rest)}")
@@ -2931,6 +3048,16 @@ def create(cursor: Any, statement: str, name: str) -> None:
     """Run the statement with the name in it, quoted."""
     cursor.execute("SELECT quote_ident(%s)", [name])
     cursor.execute(statement.format(cursor.fetchone()[0]))
+
+
+@contextmanager
+def database_for(backup: Backup, server: Server, purpose: str) -> Iterator[Database]:
+    """A scratch database into which the backup, or its schema, can be loaded."""
+    with scratch_database(server, purpose, backup.locale) as database:
+        if backup.makes_public:
+            with session(database) as cursor:
+                cursor.execute("DROP SCHEMA public")
+        yield database
 
 
 def load_backup(backup: Backup, restored: Database, jobs: int) -> float:

@@ -8,6 +8,7 @@ import functools
 import gzip
 import json
 import os
+import re
 import secrets
 import shutil
 import tarfile
@@ -19,7 +20,7 @@ from typing import ClassVar, NamedTuple
 
 from aidscope.tests import server as suite
 from aidscope.tests.running import DrillsAhead, Ended, drills_ahead, place, url_of
-from aidscope.tests.test_live import spoil
+from aidscope.tests.test_live import database, spoil
 from scripts import test_backup_restore as drill
 
 HEAD = b"--\n-- PostgreSQL database dump\n--\n\n"
@@ -142,6 +143,77 @@ class HealthyTests(DrillsAhead):
         self.assertEqual(leftovers, [])
 
 
+class Peculiar(NamedTuple):
+    """The statements that make a database, and how it is dumped and drilled."""
+
+    sql: str
+    dump: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
+    clauses: str = ""
+
+
+PECULIAR = {
+    "one schema, which the backup makes itself": Peculiar(
+        "CREATE TABLE public.kept AS SELECT 1 AS id", ("--schema", "public")
+    ),
+    "one schema, in an archive": Peculiar(
+        "CREATE TABLE public.kept AS SELECT 1 AS id", ("-Fc", "--schema", "public")
+    ),
+    "a view that cannot be made without rows": Peculiar("""
+CREATE TABLE public.kept AS SELECT 1 AS id;
+CREATE MATERIALIZED VIEW public.part AS
+SELECT 100 * count(*) FILTER (WHERE id = 1) / count(*) FROM public.kept
+        """),
+    "a whole partitioned table with rows that break a constraint": Peculiar(
+        """
+CREATE TABLE public.day (d integer, who text) PARTITION BY RANGE (d);
+CREATE TABLE public.day_1 PARTITION OF public.day FOR VALUES FROM (0) TO (9)
+   PARTITION BY LIST (who);
+CREATE TABLE public.day_1_a PARTITION OF public.day_1 FOR VALUES IN ('a');
+CREATE TABLE public.day_1_x PARTITION OF public.day_1 DEFAULT;
+CREATE TABLE public.day_2 PARTITION OF public.day FOR VALUES FROM (10) TO (19);
+INSERT INTO public.day VALUES (1, 'a'), (2, 'b'), (11, 'a');
+ALTER TABLE public.day ADD CHECK (d > 5) NOT VALID
+        """,
+        ("--load-via-partition-root",),
+    ),
+    "letters beyond ASCII, on a private server": Peculiar(
+        r"""
+CREATE TABLE public.kept (word text CHECK (word ~ '^\w+$'));
+INSERT INTO public.kept VALUES ('José')
+        """,
+        words=("--throwaway",),
+        clauses="LC_CTYPE 'C.UTF-8'",
+    ),
+    "sequences that will begin elsewhere": Peculiar("""
+CREATE TABLE public.kept (id serial);
+INSERT INTO public.kept VALUES (1), (2);
+ALTER SEQUENCE public.kept_id_seq RESTART 1000
+        """),
+}
+
+
+@drills_ahead
+class PeculiarTests(DrillsAhead):
+    """What is peculiar about a database or its dump is no fault."""
+
+    table: ClassVar = PECULIAR
+
+    @staticmethod
+    def drilled(row: Peculiar) -> Ended:
+        """Drill with a dump of such a database."""
+        with place() as here, database(row.sql, clauses=row.clauses) as source:
+            path = here.folder / "backup"
+            dump = drill.command(source, "pg_dump", "--file", path, *row.dump)
+            drill.run(dump)
+            where = {} if row.words else {"DATABASE_URL": url_of()}
+            return here.run("--backup", str(path), *row.words, **where)
+
+    def judge_outcome(self, _row: Peculiar, outcome: Ended) -> None:
+        """It passed."""
+        self.assertEqual(outcome.status, 0, outcome.said)
+
+
 class PrivateServerTests(unittest.TestCase):
     """With --throwaway a backup needs no configured database."""
 
@@ -155,6 +227,16 @@ class PrivateServerTests(unittest.TestCase):
         self.assertEqual(over.status, 0, over.said)
         self.assertIn("The backup restores.", over.stderr)
         self.assertEqual(leftovers, [])
+
+    def test_tablespace(self) -> None:
+        """Tablespaces that the backup names are made, too."""
+        with place() as here:
+            path = healthy(here.folder, "plain")
+            sql, none = path.read_bytes(), b"SET default_tablespace = '';"
+            self.assertIn(none, sql)
+            path.write_bytes(sql.replace(none, b'SET default_tablespace = "A b";'))
+            over = here.run("--throwaway", "--backup", str(path))
+        self.assertEqual(over.status, 0, over.said)
 
     def test_unknown_role(self) -> None:
         """A role that the server does not know is no fault of the backup's."""
@@ -222,6 +304,14 @@ STRANGERS = {
     "a server's dump": Stranger(
         HEAD.replace(b"database dump", b"database cluster dump"),
         "{} cannot be restored: pg_dumpall wrote it",
+    ),
+    "an archive in gzip": Stranger(
+        gzip.compress(b"PGDMP\1\16\0"), "{} cannot be restored: an archive was gzipped"
+    ),
+    "a dump for a database that is there": Stranger(
+        plain(b"DROP TABLE public.kept;"),
+        "the backup drops what a fresh database lacks: pg_dump --clean wrote it",
+        drill.NotJudged,
     ),
     "SQLite": Stranger(b"SQLite format 3\0", "{} cannot be restored: it is of another"),
     "MySQL": Stranger(b"-- MySQL dump 10\n", "{} cannot be restored: it is of another"),
@@ -360,6 +450,47 @@ def zeroed(path: Path) -> None:
     path.write_bytes(content)
 
 
+def without_block(path: Path) -> None:
+    """Lose the rows of a table, but for the comment that announces them."""
+    sql = path.read_bytes()
+    path.write_bytes(
+        re.sub(rb"COPY extra\.visit_2023 .*?\n\\\.\n", b"", sql, flags=re.DOTALL)
+    )
+
+
+def with_block_twice(path: Path) -> None:
+    """Have the rows of a table twice."""
+    sql = path.read_bytes()
+    path.write_bytes(
+        re.sub(rb"(COPY extra\.visit_2023 .*?\n\\\.\n)", rb"\1\1", sql, flags=re.DOTALL)
+    )
+
+
+def without_list_of_large_objects(path: Path) -> None:
+    """Empty the list by which pg_restore finds the large objects of a folder."""
+    os.truncate(next(path.glob("blobs*.toc")), 0)
+
+
+def with_empty_large_object(path: Path) -> None:
+    """Empty the file of a large object: no bytes are no fault to zlib."""
+    os.truncate(next(path.glob("blob_*.gz")), 0)
+
+
+def twice(path: Path) -> None:
+    """Have the whole backup a second time behind itself."""
+    path.write_bytes(path.read_bytes() * 2)
+
+
+def without_large_object(path: Path) -> None:
+    """Lose a large object of a tar."""
+    with tarfile.open(path) as tar:
+        lost, *_ = (m for m in tar.getmembers() if m.name.startswith("blob_"))
+    begin = lost.offset
+    end = lost.offset_data + lost.size + -lost.size % 512
+    content = path.read_bytes()
+    path.write_bytes(content[:begin] + content[end:])
+
+
 def trailing(path: Path) -> None:
     """Add something behind the end."""
     with path.open("ab") as file:
@@ -389,6 +520,12 @@ DAMAGED = {
     "a directory lost a file": ("directory", lost),
     "tar is cut between two files": ("tar", cut_between_members),
     "plain has zero bytes in a value": ("plain", zeroed),
+    "plain lost the rows of a table": ("plain", without_block),
+    "plain has the rows of a table twice": ("plain", with_block_twice),
+    "a directory lost its list": ("directory", without_list_of_large_objects),
+    "a directory's large object is empty": ("directory", with_empty_large_object),
+    "tar is there twice": ("tar", twice),
+    "tar lost a large object": ("tar", without_large_object),
     "gzip has something behind its end": ("gzip", trailing),
     "plain has something behind its end": ("plain", trailing),
 }

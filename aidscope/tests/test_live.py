@@ -231,6 +231,18 @@ ALTER TABLE public.ledger ENABLE ALWAYS RULE none
         """,
         rows=1,
     ),
+    "a trigger that takes changes back": Healthy(
+        """
+CREATE TABLE public.kept (code text);
+INSERT INTO public.kept VALUES ('a');
+CREATE FUNCTION public.keep() RETURNS trigger LANGUAGE plpgsql AS
+$$BEGIN NEW.code := OLD.code; RETURN NEW; END$$;
+CREATE TRIGGER keep BEFORE UPDATE ON public.kept
+   FOR EACH ROW EXECUTE FUNCTION public.keep();
+ALTER TABLE public.kept ENABLE ALWAYS TRIGGER keep
+        """,
+        rows=1,
+    ),
     "sequences of every kind": Healthy(
         """
 CREATE SEQUENCE public.untouched;
@@ -528,6 +540,21 @@ class RightsTests(DrillsAhead):
         self.assertNotIn("pg_dump works", over.stderr)
         self.assertNotIn("Traceback", over.said)
         self.assertEqual(leftovers, [])
+
+
+class OwnerTests(unittest.TestCase):
+    """An ordinary role can drill with what it owns."""
+
+    def test_extension(self) -> None:
+        """The types of an extension are nobody's to restore for."""
+        home = drill.maintenance(suite.server())
+        made = database("CREATE EXTENSION citext SCHEMA public")
+        with place() as here, role("CREATEDB") as name, made as source:
+            suite.execute(home, f"ALTER DATABASE {source.name} OWNER TO {name}")
+            over, report = drilled(here, source, user=name)
+            suite.execute(home, f"ALTER DATABASE {source.name} OWNER TO postgres")
+        self.assertEqual(over.status, 0, over.said)
+        self.assertIn("extension citext", report["not_compared"])
 
 
 class ReaderTests(unittest.TestCase):

@@ -28,7 +28,9 @@ class PoolerTests(unittest.TestCase):
         with place() as here, pooler(here.folder) as url:
             over = here.run("--verbose", DATABASE_URL=url)
             leftovers = here.leftovers()
-        assert_not_begun(self, over, "a connection pooler stands before the server")
+        assert_not_begun(
+            self, over, "a connection pooler before the server shares its sessions out"
+        )
         self.assertEqual(leftovers, [])
 
 
