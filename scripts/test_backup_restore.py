@@ -65,7 +65,7 @@ from locale import LC_CTYPE, setlocale
 from locale import Error as UnknownLocale
 from pathlib import Path
 from tempfile import TemporaryFile
-from threading import Event, Thread, Timer
+from threading import Event, Thread, Timer, current_thread, main_thread
 from typing import IO, Any, BinaryIO, NamedTuple, TextIO
 from urllib.parse import quote
 
@@ -359,13 +359,10 @@ def load_tests(
     return unittest.TestSuite(map(BackupRestoreTests, names))
 
 
-def refuse(fact: str, sentences: list[str], most: int = 20) -> None:
+def refuse(fact: str, sentences: list[str]) -> None:
     """Fail with the fact and the first sentences, unless there are none."""
     if sentences:
-        shown = [f"  {sentence}" for sentence in sentences[:most]]
-        if len(sentences) > most:
-            shown.append(f"  ... and {len(sentences) - most} more")
-        raise BackupIsBad("\n".join([fact, *shown]))
+        raise BackupIsBad(f"{fact}\n{indented(sentences)}")
 
 
 # --- Around the tests: what they say, what they withstand -----------------------------
@@ -416,13 +413,36 @@ def interruptible() -> Iterator[None]:
 
 
 @contextmanager
+def undisturbed() -> Iterator[None]:
+    """A signal waits until the block is left: what was begun is cleaned up first."""
+    if current_thread() is not main_thread():  # others get none, and may hold none off
+        yield
+        return
+    waiting: list[int] = []
+    handlers = {
+        each: signal.signal(each, lambda number, _frame: waiting.append(number))
+        for each in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for each, handler in handlers.items():
+            signal.signal(each, handler)
+        for number in waiting[:1]:
+            signal.raise_signal(number)
+
+
+# Where files of the settings' own lie; all other variables of libpq's are ignored.
+LIBPQ_FILES = {"PGPASSFILE", "PGSERVICEFILE", "PGSYSCONFDIR"}
+
+
+@contextmanager
 def without_libpq_variables() -> Iterator[None]:
     """Only the settings say where the server is; libpq's variables do not."""
-    kept = {"PGPASSFILE", "PGSERVICEFILE", "PGSYSCONFDIR"}  # where files of theirs lie
     hidden = {
         name: os.environ.pop(name)
         for name in [*os.environ]
-        if name.startswith("PG") and name not in kept
+        if name.startswith("PG") and name not in LIBPQ_FILES
     }
     try:
         yield
@@ -449,8 +469,9 @@ def private_folder() -> Iterator[Path]:
     try:
         yield folder
     finally:
-        shutil.rmtree(folder)
-        os.close(lock)
+        with undisturbed():
+            shutil.rmtree(folder)
+            os.close(lock)
 
 
 def sweep_folders() -> None:
@@ -498,6 +519,11 @@ class Server:
         """The major version: 15 of 15.18."""
         return int(re.match(r"\d+", self.version)[0])
 
+    @property
+    def connect_timeout(self) -> int:
+        """The bound in seconds, of which libpq wants two or more."""
+        return max(2, round(self.timeout))
+
     def scrubbed(self, text: str) -> str:
         """The text without the passwords of the settings."""
         return scrubbed(text, self.settings)
@@ -511,14 +537,14 @@ class Database:
     name: str
 
 
+SECRET_OPTIONS = {"password", "sslpassword", "oauth_client_secret"}
+SECRET_OPTIONS |= {"scram_client_key", "scram_server_key"}
+
+
 def scrubbed(text: str, settings: dict[str, Any]) -> str:
     """The text with [REDACTED] for each password of the settings, however quoted."""
     options = settings.get("OPTIONS", {})
-    known = (
-        settings.get("PASSWORD"),
-        options.get("password"),
-        options.get("sslpassword"),
-    )
+    known = [settings.get("PASSWORD"), *map(options.get, SECRET_OPTIONS)]
     forms = {form for secret in known if secret for form in forms_of(str(secret))}
     for form in sorted(forms, key=len, reverse=True):
         text = text.replace(form, "[REDACTED]")
@@ -553,7 +579,9 @@ def drill_server(options: Options, folder: Path) -> Iterator[tuple[Server, Serve
         raise unittest.SkipTest(missing)
     with sealed_project() as settings, ExitStack() as stack:
         mark = f"{MARK}{secrets.token_hex(8)}_"
-        configured = configured_server(settings, options, mark)
+        configured = None
+        if options.live or not options.throwaway:
+            configured = configured_server(settings, options, mark)
         if configured is None or options.throwaway:
             major = configured.major if configured and options.live else None
             private = throwaway_server(folder, mark, options.timeout, major)
@@ -563,8 +591,11 @@ def drill_server(options: Options, folder: Path) -> Iterator[tuple[Server, Serve
         cursor = stack.enter_context(holding_mark(server))
         require_right_to_create_databases(cursor)
         for name in orphans(cursor):
-            drop_database(Database(server, name))
-            log.warning("dropped a database of a killed run: %s", name)
+            try:
+                drop_database(Database(server, name))
+                log.warning("dropped a database of a killed run: %s", name)
+            except NotJudged as error:
+                log.warning("%s, of a killed run, is there still\n  %s", name, error)
         yield configured or server, server
 
 
@@ -578,9 +609,9 @@ def configured_server(
     engine = settings["ENGINE"]
     if engine == "django.db.backends.dummy":
         ask = "set DATABASE_URL, or settings.DATABASES['default']"
-        if options.live or (options.strict and not options.throwaway):
+        if options.live or options.strict:
             raise NotJudged(f"no database is configured\n  {ask}")
-        log.warning("no database is configured: rehearsing on a throwaway server")
+        log.warning("no database is configured: using a throwaway server")
         return None
     try:
         vendor = load_backend(engine).DatabaseWrapper.vendor
@@ -643,7 +674,9 @@ def sealed_project() -> Iterator[dict[str, Any]]:
     except Exception as error:  # noqa: BLE001  the project's code raises anything
         point_project_at(kept.get)
         said = scrubbed(f"{type(error).__name__}: {error}", kept["default"])
-        raise NotJudged(f"the project cannot be set up\n{indented(said)}") from None
+        raise NotJudged(
+            f"the project cannot be set up\n{indented(said.splitlines())}"
+        ) from None
     log.disabled = False  # LOGGING may disable the loggers that it does not name
     try:
         yield kept["default"]
@@ -663,11 +696,11 @@ def load_settings() -> None:
         if named is None:
             raise NotJudged("no settings: set DJANGO_SETTINGS_MODULE")
         os.environ["DJANGO_SETTINGS_MODULE"] = named[1]
-    from django.conf import settings
     from django.core.exceptions import ImproperlyConfigured
+    from django.db import connections
 
     try:
-        settings.DATABASES  # noqa: B018
+        connections.settings  # noqa: B018
     except (ImportError, ImproperlyConfigured, KeyError) as error:
         said = f"{type(error).__name__}: {error}"
         raise NotJudged(f"the settings cannot be imported\n  {said}") from None
@@ -714,7 +747,8 @@ def lent(database: Database) -> Iterator[None]:
         log.info("%s", database.server.scrubbed(traceback.format_exc()))
         said = database.server.scrubbed(f"{type(error).__name__}: {error}")
         raise NotJudged(
-            f"the project's migrations fail\n{indented(said)}{advice(said)}"
+            "the project's migrations fail\n"
+            f"{indented(said.splitlines())}{advice(said)}"
         ) from None
     finally:
         point_project_at(lambda _alias: sealed)
@@ -727,8 +761,8 @@ def settings_for(database: Database) -> dict[str, Any]:
     return settings | {"NAME": database.name, "OPTIONS": options}
 
 
-# Text, in and out, depends on these; scratch databases are made from where only reading
-# may be the default; and a session must bear to wait.
+# Text, in and out, depends on these; and scratch databases are made from where only
+# reading may be the default.
 PINNED = """
 SET timezone TO 'UTC';
 SET datestyle TO 'ISO, YMD';
@@ -743,8 +777,12 @@ SET search_path TO '';
 SET row_security TO off;
 SET jit TO off;
 SET default_transaction_read_only TO off;
-SET idle_in_transaction_session_timeout TO 0;
-SET idle_session_timeout TO 0;
+"""
+# A session must bear to wait; only statement_timeout, which is ours, ends a statement.
+PATIENT = """
+SELECT set_config(name, '0', false)
+  FROM pg_settings
+ WHERE name ~ '^(idle_session|idle_in_transaction_session|transaction|lock)_timeout$'
 """
 
 
@@ -759,7 +797,7 @@ def session(database: Database, snapshot: str | None = None) -> Iterator[Any]:
 
     server = database.server
     settings = settings_for(database)
-    bound = {"connect_timeout": max(2, round(server.timeout))}  # libpq's least
+    bound = {"connect_timeout": server.connect_timeout}
     settings["OPTIONS"] = bound | settings["OPTIONS"]
     django = load_backend(settings["ENGINE"]).DatabaseWrapper(settings)
     connection = None
@@ -769,6 +807,7 @@ def session(database: Database, snapshot: str | None = None) -> Iterator[Any]:
         connection.autocommit = True
         cursor = connection.cursor()
         cursor.execute(PINNED)
+        cursor.execute(PATIENT)
         cursor.execute(f"SET statement_timeout TO {round(server.timeout * 1000)}")
         if role := settings["OPTIONS"].get("assume_role"):
             cursor.execute("SELECT set_config('role', %s, false)", [role])
@@ -798,7 +837,25 @@ ADVICE = {
         "failed to resolve",
         "failed: No such file",
         "timeout expired",
+        "timed out",
         "No route",
+    ],
+    "the server went away: run again": [
+        "server closed",
+        "terminating connection",
+        "connection to server was lost",
+        "shutting down",
+        "starting up",
+        "connection already closed",
+        "SSL connection has been closed",
+    ],
+    "check sslmode and its files, and the server's pg_hba.conf": [
+        "pg_hba.conf",
+        "SSL",
+        "certificate",
+    ],
+    "install the locale on the machine of the server": [
+        "invalid (locale|LC_COLLATE|LC_CTYPE)",
     ],
     "check the name of the database": ['database ".*" does not exist'],
     "allow more time with --timeout SECONDS": ["statement timeout", "lock timeout"],
@@ -818,15 +875,6 @@ ADVICE = {
         "remaining connection slots",
         "out of memory",
         "shared memory",
-    ],
-    "the server went away: run again": [
-        "server closed",
-        "terminating connection",
-        "shutting down",
-        "starting up",
-        "connection to server",
-        "connection already closed",
-        "SSL connection",
     ],
     "a newer pg_dump wrote it: use the programs of the server's own version": [
         "unrecognized configuration parameter",
@@ -943,6 +991,7 @@ def drop_subscriptions(database: Database, names: list[str]) -> None:
 def scratch_database(server: Server, purpose: str, locale: str) -> Iterator[Database]:
     """An empty database from template0, dropped at the end, whatever happens."""
     database = Database(server, server.mark + purpose)
+    ended_well = False
     try:
         with step(f"make {database.name}"), session(maintenance(server)) as cursor:
             # template1 may hold additions of the site's, with which a backup collides.
@@ -950,15 +999,16 @@ def scratch_database(server: Server, purpose: str, locale: str) -> Iterator[Data
                 f"CREATE DATABASE {database.name} TEMPLATE template0 {locale}"
             )
         yield database
+        ended_well = True
     finally:
         try:
-            with step(f"drop {database.name}"):
+            with undisturbed(), step(f"drop {database.name}"):
                 drop_database(database)
         except NotJudged as error:
-            raise NotJudged(
-                f"{database.name} is left behind; the next drill there drops it\n"
-                f"  {error}"
-            ) from None
+            left = f"{database.name} is left behind; the next drill there drops it"
+            if ended_well:
+                raise NotJudged(f"{left}\n  {error}") from None
+            log.warning("%s\n  %s", left, error)  # what went wrong first comes first
 
 
 def locale_of(cursor: Any) -> str:
@@ -1040,7 +1090,7 @@ def throwaway_server(
         yield private(data, mark, timeout)
     finally:
         if (data / "postmaster.pid").exists():
-            with step("stop the throwaway server"):
+            with undisturbed(), step("stop the throwaway server"):
                 serve("pg_ctl", "-w", "-m", "immediate", "stop")
 
 
@@ -1086,15 +1136,16 @@ def private(data: Path, mark: str, timeout: float) -> Server:
 def server_programs(major: int | None) -> Path:
     """The folder of a server's programs: of this major version, or of the newest."""
     found = {
-        introduced_program(path).major: path.parent
-        for path in candidates("pg_ctl")
-        if (path.parent / "initdb").exists() and (path.parent / "postgres").exists()
+        program.major: program.path.parent
+        for program in programs_called("pg_ctl")
+        if all((program.path.parent / name).exists() for name in ("initdb", "postgres"))
     }
     if not found or (major or max(found)) not in found:
         wanted = f"PostgreSQL {major}" if major else "PostgreSQL"
         raise NotJudged(
             f"no programs of a {wanted} server for a throwaway server\n"
-            f"  install them, such as with: apt-get install postgresql-{major or 15}"
+            f"  install them, such as with: apt-get install postgresql"
+            + f"-{major}" * bool(major)
         )
     return found[major or max(found)]
 
@@ -1176,6 +1227,17 @@ class Program:
         return f"{self.path.name} {self.version}"
 
 
+def programs_called(name: str) -> Iterator[Program]:
+    """The programs of this name, but for those that do not work."""
+    for path in candidates(name):
+        try:
+            program = introduced_program(path)
+        except (BackupIsBad, OSError) as error:
+            log.info("%s is passed over: %s", path, error)
+        else:
+            yield program
+
+
 def introduced_program(path: Path) -> Program:
     """The program, with the version that it says it has."""
     said = run(Command((str(path), "--version"), 10))
@@ -1188,8 +1250,7 @@ def introduced_program(path: Path) -> Program:
 def fitting_program(name: str, server: Server, strict: bool) -> Program:
     """The program of the server's major version, or else the next newer one."""
     others: dict[int, Program] = {}
-    for path in candidates(name):
-        program = introduced_program(path)
+    for program in programs_called(name):
         if program.major == server.major:
             return program
         others.setdefault(program.major, program)
@@ -1235,7 +1296,7 @@ def command(database: Database, name: str, *arguments: str | Path) -> Command:
     settings = settings_for(database)
     (_, *where, _), secret = DatabaseClient.settings_to_cmd_args_env(settings, [])
     where += ["--no-password", "--dbname", conninfo(database)]
-    environment = {"PGCONNECT_TIMEOUT": str(round(server.timeout)), **(secret or {})}
+    environment = {"PGCONNECT_TIMEOUT": str(server.connect_timeout), **(secret or {})}
     password = settings["OPTIONS"].get("password")
     if password and not settings["PASSWORD"]:
         environment["PGPASSWORD"] = password
@@ -1247,7 +1308,7 @@ def command(database: Database, name: str, *arguments: str | Path) -> Command:
 
 # Translated by Django, secret, or none of libpq's.
 NOT_FOR_DBNAME = {"passfile", "service", "sslmode", "sslrootcert", "sslcert", "sslkey"}
-NOT_FOR_DBNAME |= {"password", "sslpassword"}
+NOT_FOR_DBNAME |= SECRET_OPTIONS
 NOT_FOR_DBNAME |= {"assume_role", "isolation_level", "prepare_threshold"}
 
 
@@ -1279,7 +1340,11 @@ def started(command: Command, **popen: Any) -> Iterator[Callable[[], str]]:
     At the bound, and whenever the block is left, the program is killed with all of its
     children. Raises NotJudged when it overruns, BackupIsBad when it fails.
     """
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("PG")}
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("PG") or name in LIBPQ_FILES
+    }
     text = functools.partial(
         TemporaryFile, "w+", encoding="utf-8", errors="surrogateescape"
     )
@@ -1329,24 +1394,35 @@ def judged(command: Command, status: int, stdout: str, stderr: str) -> str:
     """The program's stdout when it ended well, an exception when it did not."""
     program = Path(command.arguments[0]).name
     server = command.database and command.database.server
-    hint = advice(stderr) if server else ""  # else its words are of our own files
-    stderr = scrubbed(stderr, command.secret_settings)
+    lines = scrubbed(stderr, command.secret_settings).splitlines()
     if status == 0:
         # A backup brackets its large objects in BEGIN and COMMIT of its own.
-        lines = [s for s in stderr.splitlines() if " transaction in progress" not in s]
+        lines = [line for line in lines if " transaction in progress" not in line]
         if lines and server:
             level = logging.WARNING if program == "pg_dump" else logging.INFO
-            log.log(level, "%s says:\n%s", program, indented("\n".join(lines)))
+            log.log(level, "%s says:\n%s", program, indented(lines, len(lines)))
         return stdout
+    faults = [n for n, line in enumerate(lines) if FAULT.search(line)]
+    lines = lines[min(faults, default=0) :]  # warnings may precede
+    # Without a server its words are of our own files; and some lines quote the data.
+    words = [line for line in lines if not QUOTES.match(line)] if server else []
+    hint = advice("\n".join(words))
     where = f' on database "{command.database.name}"' if command.database else ""
     ended = f"was killed by signal {-status}" if status < 0 else f"exited with {status}"
     verdict = NotJudged if hint else BackupIsBad
-    raise verdict(f"{program} {ended}{where}\n{indented(stderr)}{hint}")
+    raise verdict(f"{program} {ended}{where}\n{indented(lines)}{hint}")
 
 
-def indented(text: str, most: int = 10) -> str:
-    """The first lines of the text, set in by two blanks."""
-    return "\n".join(f"  {line}" for line in text.splitlines()[:most])
+FAULT = re.compile("(ERROR|FATAL|PANIC|error): ")
+QUOTES = re.compile(r"(DETAIL|CONTEXT|QUERY|LINE \d+): ")
+
+
+def indented(lines: list[str], most: int = 20) -> str:
+    """The first lines, set in by two blanks, and how many more there are."""
+    shown = [f"  {line}" for line in lines[:most]]
+    if len(lines) > most:
+        shown.append(f"  ... and {len(lines) - most} more")
+    return "\n".join(shown)
 
 
 def overrun(command: Command) -> str:
@@ -1549,7 +1625,7 @@ def require_right_to_read(cursor: Any) -> None:
         """)
     unreadable = sorted(f"{name}: {why}" for name, why in cursor.fetchall())
     if unreadable:
-        shown = indented("\n".join(unreadable))
+        shown = indented(unreadable)
         raise NotJudged(
             f"the database cannot be read whole by this role\n{shown}\n"
             f"  use a role that owns the tables, or has BYPASSRLS and may read them"
@@ -1635,7 +1711,7 @@ def carried(contents: Contents) -> tuple[Contents, dict[str, str]]:
     return kept, left
 
 
-# A dump has no rows of these, or may have only those that an extension asks for.
+# What a dump does not hold, or not whole, or not as it is.
 UNCARRIED = r"""
 SELECT r.thing,
        CASE r.relkind
@@ -1711,7 +1787,8 @@ def adopted(path: Path, server: Server) -> Backup:
     sha256, size = fingerprint(path)
     record = path.with_name(f"{path.name}.sha256")
     if record.exists():
-        expected = (record.read_text().split() or ["nothing"])[0].lower()
+        words = record.read_text(errors="replace").split()
+        expected = (words or ["nothing"])[0].lower()
         if sha256 != expected:
             raise BackupIsBad(
                 f"the backup is not the one that {record.name} speaks of\n"
@@ -1782,25 +1859,25 @@ PACKED = re.compile(rb"PGDMP|.{257}ustar", re.DOTALL)
 def beginning_of(path: Path) -> bytes:
     """The first bytes of what a gzip file holds, as far as it can be read."""
     with suppress(EOFError, gzip.BadGzipFile, zlib.error), gzip.open(path) as packed:
-        return packed.read(512)
+        return packed.read(4096)
     return b""
 
 
 def faults_of_tar(path: Path) -> list[str]:
     """What is wrong with a tar, which pg_restore may read cut, or read for ever."""
     size = path.stat().st_size
-    with tarfile.open(path, "r:") as tar:
-        try:
+    try:
+        with tarfile.open(path, "r:") as tar:
             members = tar.getmembers()
-        except tarfile.TarError as error:
-            return [f"the tar cannot be read: {error}"]
-        for member in members:
-            found = size - member.offset_data
-            if found < member.size:
-                expected = f"found {found} bytes, expected {member.size}"
-                return [f"the tar is cut in {member.name}: {expected}"]
-        names = [member.name for member in members]
-        lists = [tar.extractfile(name).read() for name in names if LISTS.match(name)]
+            for member in members:
+                found = size - member.offset_data
+                if found < member.size:
+                    expected = f"found {found} bytes, expected {member.size}"
+                    return [f"the tar is cut in {member.name}: {expected}"]
+            names = [member.name for member in members]
+            lists = [tar.extractfile(n).read() for n in names if LISTS.match(n)]
+    except tarfile.TarError as error:
+        return [f"the tar cannot be read: {error}"]
     with path.open("rb") as file:
         file.seek(member.offset_data + member.size + -member.size % 512)
         if file.read(1024) != bytes(1024):
@@ -1827,8 +1904,11 @@ LISTS = re.compile(r"blobs(_\d+)?\.toc")  # of large objects: a number and a fil
 def faults_of_large_objects(names: list[str], lists: list[bytes]) -> list[str]:
     """The files of large objects that are not there, or that no list names."""
     found = {name.split(".")[0] for name in names if name.startswith("blob_")}
-    lines = b"\n".join(lists).decode().splitlines()
-    listed = {line.split()[1].split(".")[0] for line in lines if line}
+    listed = {
+        line.partition(b" ")[2].decode("utf-8", "replace").split(".")[0]
+        for line in b"\n".join(lists).splitlines()
+        if line
+    }
     missing = [f"large object {name}: missing" for name in sorted(listed - found)]
     return missing + [
         f"large object {name}: not in the list" for name in sorted(found - listed)
@@ -1837,11 +1917,20 @@ def faults_of_large_objects(names: list[str], lists: list[bytes]) -> list[str]:
 
 def head_of(backup: Backup, server: Server) -> str:
     """The beginning of the backup as SQL; of an archive, the whole schema."""
-    if backup.format in ("plain", "gzip"):
-        opened = gzip.open if backup.format == "gzip" else open
-        with opened(backup.path, "rb") as file:
+    if backup.format == "gzip":
+        return beginning_of(backup.path).decode("utf-8", "replace")
+    if backup.format == "plain":
+        with backup.path.open("rb") as file:
             return file.read(4096).decode("utf-8", "replace")
-    return run(archive_command(backup, server, "--schema-only"))
+    try:
+        return run(archive_command(backup, server, "--schema-only"))
+    except BackupIsBad as error:
+        if "unsupported version" not in str(error):
+            raise
+        raise NotJudged(f"a newer pg_dump wrote the backup: {error}\n{NEWER}") from None
+
+
+NEWER = "  run the drill on a server of that version, or of a newer one"
 
 
 def require_not_newer(head: str, server: Server) -> None:
@@ -1851,8 +1940,7 @@ def require_not_newer(head: str, server: Server) -> None:
         if written and int(written[1]) > server.major:
             raise NotJudged(
                 f"the backup was dumped {what} version {written[1]}, and PostgreSQL "
-                f"{server.version} cannot be relied on to restore it\n"
-                f"  run the drill on a server of version {written[1]} or newer"
+                f"{server.version} cannot be relied on to restore it\n{NEWER}"
             )
 
 
@@ -1868,7 +1956,7 @@ def locale_for(head: str, server: Server) -> str:
         (default,) = cursor.fetchone()
     if encoding is None or encoding[1] == default:
         return ""
-    return f"ENCODING '{encoding[1]}' LC_COLLATE 'C' LC_CTYPE 'C'"
+    return f"ENCODING '{encoding[1]}' LOCALE_PROVIDER libc LC_COLLATE 'C' LC_CTYPE 'C'"
 
 
 # --- Contents -------------------------------------------------------------------------
@@ -2333,7 +2421,8 @@ def being_asked(
         finally:
             waiting.clear()
             for cursor in [*busy]:
-                cursor.connection.cancel()
+                with suppress(cursor.connection.Error):  # it was just closed
+                    cursor.connection.cancel()
 
 
 ENTRY = re.compile(
@@ -2785,6 +2874,9 @@ class SqlScan:
         self.problems: list[str] = []
         self.escapes: list[str] = []  # what would leave the database, or undo it
         self.rest = b""  # not scanned yet
+        self.enough = (
+            0  # bytes of it, before another attempt: what is quoted may be long
+        )
         self.statement: list[bytes] = []
         self.table: str | None = None  # whose COPY data come
         self.blocks = 0
@@ -2819,6 +2911,8 @@ class SqlScan:
         if b"\0" in piece:  # psql passes over what follows one in its line
             self.note("zero bytes, which no text of PostgreSQL's has")
         self.rest += piece
+        if len(self.rest) < self.enough and not final:
+            return
         at = 0
         while at < len(self.rest):
             scan = self.scan_text if self.table is None else self.scan_rows
@@ -2827,6 +2921,7 @@ class SqlScan:
                 break
             at = after
         self.rest = self.rest[at:]
+        self.enough = 2 * len(self.rest)
 
     def scan_rows(self, at: int, _final: bool) -> int | None:
         """Count rows up to the end of the block, or to the last whole row."""
@@ -2849,8 +2944,11 @@ class SqlScan:
             return None
         token = TOKEN.match(self.rest, at)
         kind = "quoted" if token.lastgroup == "tag" else token.lastgroup
-        if kind == "plain" and OPENING.match(self.rest, at) and not final:
-            return None
+        if kind == "plain" and OPENING.match(self.rest, at):
+            if not final:
+                return None
+            opened = quoted(self.rest[at : at + 60])
+            self.note("a quote or a comment that nothing closes", f": {opened}")
         self.statement.append(token[0])
         if kind == "comment":
             self.take_comment(self.statement.pop())
@@ -2929,13 +3027,13 @@ class SqlScan:
             self.problems.insert(0, f"no header, expected {quoted(HEADER)}")
         if self.table is not None:
             self.problems.append(f"table {self.table}: its COPY block has no end")
-        elif self.blocks and len(self.announced) not in (0, self.blocks):
+        if self.blocks and len(self.announced) not in (0, self.blocks):
             lacking = [name for name in self.announced if name not in self.rows]
             self.problems.append(
                 f"COPY blocks: found {self.blocks}, expected {len(self.announced)}"
                 + f"; none for {', '.join(lacking)}" * bool(lacking)
             )
-        elif rest := b"".join(self.statement).strip():
+        if self.table is None and (rest := b"".join(self.statement).strip()):
             self.problems.append(f"an unfinished statement: {quoted(rest)}")
         if not self.ended:
             self.problems.append(f"no closing line, expected {quoted(CLOSING)}")
@@ -3079,7 +3177,7 @@ def load_backup(backup: Backup, restored: Database, jobs: int) -> float:
 
 
 def load_sql(database: Database, sql: Path | IO) -> None:
-    """Run SQL by psql: all of it, or nothing.
+    """Run SQL by psql, in one transaction but for what brings its own.
 
     -X: what a developer's ~/.psqlrc says must not matter. Without ON_ERROR_STOP psql
     goes on after errors, and ends well.
@@ -3107,7 +3205,10 @@ def faults_in(restored: Database, rehearsal: bool) -> tuple[list[str], list[str]
     faults = [f"migration {name}: pending, expected applied" for name in pending]
     with session(restored) as cursor:
         cursor.execute("BEGIN")
-        cursor.execute(SAMPLE_INSERTS)
+        try:
+            cursor.execute(SAMPLE_INSERTS)
+        except cursor.connection.Error as error:
+            faults.append(f"an INSERT fails: {error}")
         cursor.execute("ROLLBACK")
     return faults, pending
 
@@ -3247,7 +3348,7 @@ class Evidence:
             verdict, sentence = VERDICTS[type(error)], str(error)
             raise error.with_traceback(None) from None
         except BaseException as error:
-            verdict, sentence = "error", f"{type(error).__name__}: {error}"
+            verdict, sentence = "error", type(error).__name__  # it may hold a secret
             raise
         finally:
             seconds = round(time.monotonic() - began, 3)
@@ -3264,19 +3365,19 @@ VERDICTS = {BackupIsBad: "failed", NotJudged: "error", unittest.SkipTest: "skipp
 
 
 def publish(evidence: Evidence, options: Options) -> None:
-    """Print the evidence; append it to the job's summary; write the report."""
+    """Print the evidence; write the report; append it to the job's summary."""
     headline, lines = headline_of(evidence.facts), told(evidence.facts)
     paragraph = "; ".join(f"{name}: {text}" for name, text in lines.items())
     print(f"\n{textwrap.fill(f'{headline}. {paragraph}.', 88)}", file=sys.stderr)
+    if options.report:
+        report = json.dumps(evidence.facts, indent=2)
+        write_evidence("the report", options.report, "w", f"{report}\n")
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
         rows = [f"| {name} | {escaped(text)} |" for name, text in lines.items()]
         table = "\n".join(
             [f"### Backup drill: {headline}", "", "| | |", "|---|---|", *rows]
         )
         write_evidence("the job summary", Path(summary), "a", f"{table}\n\n")
-    if options.report:
-        report = json.dumps(evidence.facts, indent=2)
-        write_evidence("the report", options.report, "w", f"{report}\n")
 
 
 def write_evidence(what: str, path: Path, mode: str, text: str) -> None:
@@ -3349,9 +3450,11 @@ SAYINGS: dict[str, Callable[[tuple[str, Any]], str]] = {
 def seconds(text: str) -> float:
     """A bound in seconds."""
     with suppress(ValueError):
-        if 0 < float(text) < float("inf"):
+        if 0.001 <= float(text) <= 2_000_000:  # as milliseconds, they must fit 32 bits
             return float(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
+    raise argparse.ArgumentTypeError(
+        f"{text!r} is no number of seconds from 0.001 to 2000000"
+    )
 
 
 def workers(text: str) -> int:
@@ -3420,19 +3523,27 @@ def command_line() -> argparse.ArgumentParser:
 
 def main(argv: list[str]) -> int:
     """Run the drill; return 0 when all that ran passed, else 1."""
+    parser = command_line()
     try:
-        known, others = command_line().parse_known_args(argv[1:])
-        BackupRestoreTests.options = Options(**vars(known))
+        known, others = parser.parse_known_args(argv[1:])
+        if "--locals" in others:
+            parser.error("--locals would show the settings, with their passwords")
+    except SystemExit as stop:  # also after --help
+        return 1 if stop.code else 0
+    BackupRestoreTests.options = Options(**vars(known))
+    try:
         program = unittest.main(
             argv=[argv[0], *others], exit=False, verbosity=1 + known.verbose
         )
-    except SystemExit as stop:
-        return 1 if stop.code else 0
+    except SystemExit:  # of unittest's parser, or of the project's code
+        return 1
     except KeyboardInterrupt as interrupt:
         print(f"\ninterrupted ({interrupt})", file=sys.stderr)
         return 1
     finally:
         BackupRestoreTests.doClassCleanups()
+        for _, error, _ in BackupRestoreTests.tearDown_exceptions:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
     result = program.result
     if result.testsRun == 0 and not result.skipped and result.wasSuccessful():
         print("no test was run", file=sys.stderr)
