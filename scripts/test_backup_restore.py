@@ -513,6 +513,7 @@ class Server:
     version: str = ""
     programs: dict[str, "Program"] = field(default_factory=dict)
     private: bool = False  # started by this run, for this run
+    project: dict[str, Any] = field(default_factory=dict, repr=False)  # its settings
 
     @property
     def major(self) -> int:
@@ -526,7 +527,7 @@ class Server:
 
     def scrubbed(self, text: str) -> str:
         """The text without the passwords of the settings."""
-        return scrubbed(text, self.settings)
+        return scrubbed(scrubbed(text, self.settings), self.project)
 
 
 @dataclass(frozen=True)
@@ -585,7 +586,7 @@ def drill_server(options: Options, folder: Path) -> Iterator[tuple[Server, Serve
         if configured is None or options.throwaway:
             major = configured.major if configured and options.live else None
             private = throwaway_server(folder, mark, options.timeout, major)
-            server = stack.enter_context(private)
+            server = replace(stack.enter_context(private), project=settings)
         else:
             server = configured
         cursor = stack.enter_context(holding_mark(server))

@@ -317,6 +317,75 @@ def kill(here: Place, *acts: str, url: str | None = None) -> None:
 # --- Side by side ---------------------------------------------------------------------
 
 
+class CleaningUpTests(Tests):
+    """Nothing disturbs the cleaning up, and it hides nothing."""
+
+    def test_signal(self) -> None:
+        """A signal that comes while a database is dropped waits for that."""
+        dropped = []
+
+        def interrupted(database: drill.Database) -> None:
+            """Be told to stop, and drop all the same."""
+            signal.raise_signal(signal.SIGTERM)
+            drop(database)
+            dropped.append(database.name)
+
+        drop = drill.drop_database
+        with (
+            mock.patch.object(drill, "drop_database", interrupted),
+            self.assertRaisesRegex(KeyboardInterrupt, "SIGTERM"),
+            drill.interruptible(),
+            drill.scratch_database(server(), "source", "") as made,
+        ):
+            pass
+        self.assertEqual(dropped, [made.name])
+
+    def test_first_fault(self) -> None:
+        """A database that cannot be dropped does not hide why the drill failed."""
+        for fault in (
+            drill.BackupIsBad("3 rows are lost"),
+            KeyboardInterrupt("SIGINT"),
+        ):
+            with (
+                self.subTest(fault=fault),
+                self.assertLogs(drill.log, "WARNING") as said,
+                self.assertRaisesRegex(type(fault), str(fault)),
+                stuck(server()),
+            ):
+                raise fault
+            self.assertIn("is left behind", said.output[0])
+        with (
+            self.assertRaisesRegex(drill.NotJudged, "is left behind"),
+            stuck(server()),
+        ):
+            pass
+
+    def test_orphan_in_use(self) -> None:
+        """One that cannot be dropped does not keep the next drill from its work."""
+        name = f"{drill.MARK}00000000000000ff_source"
+        maintenance = drill.maintenance(server())
+        with place() as here, database(name):
+            execute(maintenance, f"ALTER DATABASE {name} IS_TEMPLATE true")
+            over = here.run(DATABASE_URL=url_of())
+            execute(maintenance, f"ALTER DATABASE {name} IS_TEMPLATE false")
+        self.assert_passed(over)
+        self.assertIn(f"{name}, of a killed run, is there still", over.said)
+
+
+@contextmanager
+def stuck(server: drill.Server) -> Iterator[None]:
+    """A scratch database that cannot be dropped, until the drill has given up."""
+    fault = drill.NotJudged("it is in use")
+    try:
+        with (
+            mock.patch.object(drill, "drop_database", side_effect=fault),
+            drill.scratch_database(server, "source", ""),
+        ):
+            yield
+    finally:
+        drill.drop_database(drill.Database(server, f"{server.mark}source"))
+
+
 class SideBySideTests(Tests):
     """Any number of drills can share a server and a folder."""
 

@@ -308,6 +308,14 @@ STRANGERS = {
     "an archive in gzip": Stranger(
         gzip.compress(b"PGDMP\1\16\0"), "{} cannot be restored: an archive was gzipped"
     ),
+    "a tar with another first file": Stranger(
+        b"toc.dat\0" + b"x" * 504, "the backup is damaged\n  the tar cannot be read"
+    ),
+    "an archive of a newer pg_dump": Stranger(
+        b"PGDMP\1\143\0\4\10\1" + bytes(100),
+        "a newer pg_dump wrote the backup",
+        drill.NotJudged,
+    ),
     "a dump for a database that is there": Stranger(
         plain(b"DROP TABLE public.kept;"),
         "the backup drops what a fresh database lacks: pg_dump --clean wrote it",
@@ -476,6 +484,12 @@ def with_empty_large_object(path: Path) -> None:
     os.truncate(next(path.glob("blob_*.gz")), 0)
 
 
+def unclosed(path: Path) -> None:
+    """Open a quote that nothing closes: psql passes over the rest of the file."""
+    sql = path.read_bytes()
+    path.write_bytes(sql.replace(b"\nCREATE TABLE", b"\nSELECT $x$\nCREATE TABLE", 1))
+
+
 def twice(path: Path) -> None:
     """Have the whole backup a second time behind itself."""
     path.write_bytes(path.read_bytes() * 2)
@@ -520,6 +534,7 @@ DAMAGED = {
     "a directory lost a file": ("directory", lost),
     "tar is cut between two files": ("tar", cut_between_members),
     "plain has zero bytes in a value": ("plain", zeroed),
+    "plain has a quote that nothing closes": ("plain", unclosed),
     "plain lost the rows of a table": ("plain", without_block),
     "plain has the rows of a table twice": ("plain", with_block_twice),
     "a directory lost its list": ("directory", without_list_of_large_objects),

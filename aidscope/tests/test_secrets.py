@@ -49,11 +49,14 @@ DATABASES = {{"default": {{"ENGINE": "django.db.backends.postgresql", **{setting
 INSTALLED_APPS = [*INSTALLED_APPS, *{applications!r}]
 """
 TELLING_MIGRATION = """
+import os
+
 from django.db import migrations
 
 
 def tell(apps, editor):
-    raise ValueError(f"cannot work with {editor.connection.settings_dict}")
+    known = editor.connection.settings_dict, os.environ.get("DATABASE_URL")
+    raise ValueError(f"cannot work with {known}")
 
 
 class Migration(migrations.Migration):
@@ -156,6 +159,11 @@ WAYS = {
         ("cannot work with", REDACTED),
         applications=("telling",),
     ),
+    "a migration that tells on a private server": Way(
+        ("cannot work with", REDACTED),
+        arguments=("--throwaway",),
+        applications=("telling",),
+    ),
 }
 
 
@@ -207,6 +215,19 @@ class SecretsTests(DrillsAhead):
         for name, text in outcome.texts.items():
             self.assertTrue(text or outcome.over.status, name)
             self.assertNotIn(WORD, text, name)
+
+    def test_password_file(self) -> None:
+        """libpq's file of passwords serves the drill, and each of its programs."""
+        way = WAYS["no password"]
+        escaped = PASSWORD.replace("\\", r"\\").replace(":", r"\:")
+        with place() as here, configured(here, way, "a URL") as environment:
+            file = here.folder / "passwords"
+            file.write_text(f"*:*:*:*:{escaped}\n")
+            file.chmod(0o600)
+            spied_on(here)
+            over = here.run("--verbose", PGPASSFILE=str(file), **environment)
+            self.assertEqual(over.status, 0, over.said)
+            self.assertNotIn(WORD, over.said)
 
     def test_while_it_runs(self) -> None:
         """No file and no argument holds it in the middle of the run, nor does SIGINT."""
