@@ -672,7 +672,7 @@ def sealed_project() -> Iterator[dict[str, Any]]:
     try:
         point_project_at(lambda _alias: dict(nowhere, OPTIONS={}))
         django.setup()
-    except Exception as error:  # noqa: BLE001  the project's code raises anything
+    except (Exception, SystemExit) as error:  # noqa: BLE001  any may come
         point_project_at(kept.get)
         said = scrubbed(f"{type(error).__name__}: {error}", kept["default"])
         raise NotJudged(
@@ -702,7 +702,7 @@ def load_settings() -> None:
 
     try:
         connections.settings  # noqa: B018
-    except (ImportError, ImproperlyConfigured, KeyError) as error:
+    except (ImportError, ImproperlyConfigured, KeyError, SystemExit) as error:
         said = f"{type(error).__name__}: {error}"
         raise NotJudged(f"the settings cannot be imported\n  {said}") from None
     except ValueError as error:
@@ -744,7 +744,7 @@ def lent(database: Database) -> Iterator[None]:
         # Migrations print, and a quiet run shows nothing but its dots.
         with redirect_stdout(io.StringIO()):
             yield
-    except Exception as error:  # noqa: BLE001  the project's code raises anything
+    except (Exception, SystemExit) as error:  # noqa: BLE001  any may come
         log.info("%s", database.server.scrubbed(traceback.format_exc()))
         said = database.server.scrubbed(f"{type(error).__name__}: {error}")
         raise NotJudged(

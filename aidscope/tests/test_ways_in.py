@@ -204,6 +204,15 @@ class SayingsTests(unittest.TestCase):
             self.assertEqual(test["verdict"], "error")
             self.assertEqual(test["sentence"], NOT_ATTEMPTED.format(before))
 
+    def test_settings_that_leave(self) -> None:
+        """Code that leaves Python without a fault has not passed."""
+        with place() as here:
+            (here.folder / "leaving.py").write_text("raise SystemExit\n")
+            where = str(here.folder)
+            over = here.run(PYTHONPATH=where, DJANGO_SETTINGS_MODULE="leaving")
+        self.assertEqual(over.status, 1, over.said)
+        self.assertIn("the settings cannot be imported", over.said)
+
     def test_failfast(self) -> None:
         """-f ends the drill with the first test that fails."""
         over, report, _ = reported("-f", pg_dump="exit 1")
