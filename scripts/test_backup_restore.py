@@ -278,6 +278,7 @@ class BackupRestoreTests(unittest.TestCase):
     @act("set-up")
     def find_server(cls) -> None:
         """Find the server, with nothing of the project's in reach."""
+        cls.evidence.note(source=cls.options.source)
         if cls.options.report:  # better told now than after the work
             write_evidence("the report", cls.options.report, "a", "")
         cls.folder = cls.enterClassContext(private_folder())
@@ -296,7 +297,6 @@ class BackupRestoreTests(unittest.TestCase):
                 cls.options, cls.configured, cls.server, cls.folder
             )
             cls.evidence.note(
-                source=cls.options.source,
                 format=cls.made.format,
                 bytes=cls.made.size,
                 sha256=cls.made.sha256,
@@ -456,6 +456,9 @@ def private_folder() -> Iterator[Path]:
 
     Its lock tells the next run whether somebody is still there.
     """
+    wanted = os.environ.get("TMPDIR")
+    if wanted and not os.access(wanted, os.W_OK | os.X_OK):
+        raise NotJudged(f"TMPDIR is {wanted}, which cannot be written to")
     sweep_folders()
     while True:
         folder = Path(tempfile.gettempdir(), f"{MARK}{secrets.token_hex(8)}")
@@ -477,10 +480,14 @@ def private_folder() -> Iterator[Path]:
 def sweep_folders() -> None:
     """Remove the folders of runs that were killed, and end their servers."""
     for folder in Path(tempfile.gettempdir()).glob(f"{MARK}{'[0-9a-f]' * 16}"):
-        with suppress(FileNotFoundError):  # another run was faster
+        try:
             found = folder.lstat()
             if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid():
                 sweep_folder(folder)
+        except FileNotFoundError:
+            pass  # another run was faster
+        except OSError as error:  # a program of that run may be at its end
+            log.warning("the folder of a killed run is there still: %s", error)
 
 
 def sweep_folder(folder: Path) -> None:
@@ -710,6 +717,10 @@ def load_settings() -> None:
         raise NotJudged(
             f"the settings cannot be read: {type(error).__name__}\n  {ENCODE}"
         ) from None
+    except Exception as error:  # noqa: BLE001  any may come, and its words may tell
+        *_, place = traceback.extract_tb(error.__traceback__)
+        said = f"{type(error).__name__} in {place.filename}, line {place.lineno}"
+        raise NotJudged(f"the settings cannot be imported\n  {said}") from None
 
 
 def point_project_at(settings_of: Callable[[str], dict[str, Any]]) -> None:
@@ -858,6 +869,7 @@ ADVICE = {
     "install the locale on the machine of the server": [
         "invalid (locale|LC_COLLATE|LC_CTYPE)",
     ],
+    "check the service, and where PGSERVICEFILE is": ["definition of service"],
     "check the name of the database": ['database ".*" does not exist'],
     "allow more time with --timeout SECONDS": ["statement timeout", "lock timeout"],
     "replay on the standby was faster: raise max_standby_streaming_delay": [
@@ -1073,6 +1085,7 @@ def throwaway_server(
         command = Command((str(home / program), "-D", str(data), *arguments), timeout)
         run(command, cwd=data, **account)
 
+    begun = False
     try:
         try:
             with step("start a throwaway server"):
@@ -1080,6 +1093,7 @@ def throwaway_server(
                 serve("initdb", "-U", "postgres", "-A", "trust", *form)
                 with (data / "postgresql.conf").open("a", encoding="utf-8") as file:
                     file.write(f"unix_socket_directories = '{data}'\n{SERVER_SETTINGS}")
+                begun = True
                 serve("pg_ctl", "-w", "-t", str(round(timeout)), "-l", "log", "start")
         except BackupIsBad as error:
             log_lines = last_lines(data / "log")
@@ -1090,9 +1104,12 @@ def throwaway_server(
             ) from None
         yield private(data, mark, timeout)
     finally:
-        if (data / "postmaster.pid").exists():
+        if begun and (data / "postmaster.pid").exists():
             with undisturbed(), step("stop the throwaway server"):
-                serve("pg_ctl", "-w", "-m", "immediate", "stop")
+                try:
+                    serve("pg_ctl", "-w", "-m", "immediate", "stop")
+                except BackupIsBad as error:  # it ends by itself, without its folder
+                    log.warning("the throwaway server does not stop\n  %s", error)
 
 
 INITDB_OPTIONS = ("--encoding=UTF8", "--locale=C", "--no-sync", "--no-instructions")
@@ -1346,10 +1363,7 @@ def started(command: Command, **popen: Any) -> Iterator[Callable[[], str]]:
         for name, value in os.environ.items()
         if not name.startswith("PG") or name in LIBPQ_FILES
     }
-    text = functools.partial(
-        TemporaryFile, "w+", encoding="utf-8", errors="surrogateescape"
-    )
-    with text() as stdout, text() as stderr:
+    with spoken() as stdout, spoken() as stderr:
         process = subprocess.Popen(
             command.arguments,
             env=inherited | {"LC_ALL": "C"} | command.environment,
@@ -1377,6 +1391,14 @@ def started(command: Command, **popen: Any) -> Iterator[Callable[[], str]]:
             bound.cancel()
             kill_group(process)
             process.wait()
+
+
+def spoken() -> TextIO:
+    """A file for what a program says; in memory, if that can be: disks may be full."""
+    how = {"encoding": "utf-8", "errors": "surrogateescape"}
+    if hasattr(os, "memfd_create"):  # Linux
+        return open(os.memfd_create("said"), "w+", **how)
+    return TemporaryFile("w+", **how)
 
 
 def kill_group(process: subprocess.Popen) -> None:
@@ -1829,6 +1851,8 @@ def format_of(path: Path) -> str:
             raise BackupIsBad(f"{path} is no backup: the folder has no toc.dat")
         refuse("the backup is damaged", faults_of_directory(path))
         return "directory"
+    if path.exists() and not path.is_file():  # a pipe can be read but once
+        raise NotJudged(f"{path} is neither a file nor a folder")
     with path.open("rb") as file:
         head = file.read(512)
     if not head.strip(b"\0"):
@@ -1838,15 +1862,10 @@ def format_of(path: Path) -> str:
         if re.match(magic, head):
             if form == "tar":
                 refuse("the backup is damaged", faults_of_tar(path))
-            if form == "gzip" and PACKED.match(beginning_of(path)):
-                raise BackupIsBad(
-                    f"{path} cannot be restored: an archive was gzipped\n"
-                    f"  decompress it first"
-                )
+            if form == "gzip":
+                refuse_stranger(path, beginning_of(path), STRANGERS | PACKED)
             return form
-    for magic, (fact, hint) in STRANGERS.items():
-        if re.match(magic, head):
-            raise BackupIsBad(f"{path} cannot be restored: {fact}\n  {hint}")
+    refuse_stranger(path, head, STRANGERS)
     raise BackupIsBad(
         f"{path} is no backup that pg_dump wrote\n"
         f"  it begins with {quoted(head)}, expected {quoted(HEADER)}\n"
@@ -1854,7 +1873,19 @@ def format_of(path: Path) -> str:
     )
 
 
-PACKED = re.compile(rb"PGDMP|.{257}ustar", re.DOTALL)
+# What is no plain backup under gzip, though it is one without.
+PACKED = {
+    rb"PGDMP|(?s:.{257})ustar": ("an archive was gzipped", "decompress it first"),
+}
+
+
+def refuse_stranger(
+    path: Path, head: bytes, strangers: dict[bytes, tuple[str, str]]
+) -> None:
+    """Raise BackupIsBad when what begins so is one of the strangers."""
+    for magic, (fact, hint) in strangers.items():
+        if re.match(magic, head):
+            raise BackupIsBad(f"{path} cannot be restored: {fact}\n  {hint}")
 
 
 def beginning_of(path: Path) -> bytes:
@@ -2732,7 +2763,9 @@ class SqlScan:
     def take_meta(self, line: bytes) -> None:
         """Refuse what would make psql leave the file or the database."""
         if line.split()[0] not in (b"\\restrict", b"\\unrestrict"):
-            self.escapes.append(f"a command for psql: {quoted(line)}")
+            # None begins with a capital: that is a row which lost its COPY.
+            shown = line[:2] if line[1:2].isupper() else line
+            self.escapes.append(f"a command for psql: {quoted(shown)}")
 
     def take_statement(self, raw: bytes) -> None:
         """Open a COPY block, refuse what undoes a restore or leaves its database."""
@@ -3350,6 +3383,8 @@ class Evidence:
             verdict, sentence = "error", f"{error}{advice(str(error))}"
             raise NotJudged(sentence) from None
         except (BackupIsBad, NotJudged, unittest.SkipTest) as error:
+            if act == "set-up" and isinstance(error, BackupIsBad):
+                error = NotJudged(error)  # there is no backup yet
             verdict, sentence = VERDICTS[type(error)], str(error)
             raise error.with_traceback(None) from None
         except BaseException as error:
@@ -3378,6 +3413,13 @@ def publish(evidence: Evidence, options: Options) -> None:
         report = json.dumps(evidence.facts, indent=2)
         write_evidence("the report", options.report, "w", f"{report}\n")
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+        whys = [
+            test["sentence"]
+            for test in evidence.facts["tests"].values()
+            if test["verdict"] != "passed"
+        ]
+        if whys:
+            lines["why"] = whys[0]
         rows = [f"| {name} | {escaped(text)} |" for name, text in lines.items()]
         table = "\n".join(
             [f"### Backup drill: {headline}", "", "| | |", "|---|---|", *rows]
@@ -3527,6 +3569,13 @@ def command_line() -> argparse.ArgumentParser:
     return parser
 
 
+def lies_in(path: Path, backup: Path) -> bool:
+    """Whether the path is the backup, a file of it, or its record."""
+    record = backup.with_name(f"{backup.name}.sha256").resolve()
+    path, backup = path.resolve(), backup.resolve()
+    return path in (backup, record) or backup in path.parents
+
+
 def main(argv: list[str]) -> int:
     """Run the drill; return 0 when all that ran passed, else 1."""
     parser = command_line()
@@ -3534,6 +3583,8 @@ def main(argv: list[str]) -> int:
         known, others = parser.parse_known_args(argv[1:])
         if "--locals" in others:
             parser.error("--locals would show the settings, with their passwords")
+        if known.backup and known.report and lies_in(known.report, known.backup):
+            parser.error("argument --report: it is the backup, which is only ever read")
     except SystemExit as stop:  # also after --help
         return 1 if stop.code else 0
     BackupRestoreTests.options = Options(**vars(known))

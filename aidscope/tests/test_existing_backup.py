@@ -308,6 +308,13 @@ STRANGERS = {
     "an archive in gzip": Stranger(
         gzip.compress(b"PGDMP\1\16\0"), "{} cannot be restored: an archive was gzipped"
     ),
+    "a server's dump in gzip": Stranger(
+        gzip.compress(HEAD.replace(b"database dump", b"database cluster dump")),
+        "{} cannot be restored: pg_dumpall wrote it",
+    ),
+    "a row that lost its COPY": Stranger(
+        plain(b"\\N\tsecret"), BEYOND + "a command for psql: '\\\\N'"
+    ),
     "a tar with another first file": Stranger(
         b"toc.dat\0" + b"x" * 504, "the backup is damaged\n  the tar cannot be read"
     ),
@@ -404,6 +411,23 @@ class StrangerTests(unittest.TestCase):
 
 class NoFileTests(unittest.TestCase):
     """What cannot be opened is an error that names it."""
+
+    def test_pipe(self) -> None:
+        """A pipe, which can be read but once, is no backup."""
+        with place() as here, self.assertRaises(drill.NotJudged) as refusal:
+            os.mkfifo(here.folder / "pipe")
+            drill.adopted(here.folder / "pipe", suite.server())
+        self.assertIn("neither a file nor a folder", str(refusal.exception))
+
+    def test_report_in_place_of_the_backup(self) -> None:
+        """The report is not written over what it speaks of."""
+        with place() as here:
+            path = healthy(here.folder, "plain")
+            before = bytes_of(path)
+            over = here.run("--backup", str(path), "--report", str(path))
+            self.assertEqual(over.status, 1, over.said)
+            self.assertIn("argument --report: it is the backup", over.said)
+            self.assertEqual(bytes_of(path), before)
 
     def test_missing(self) -> None:
         """A file that is not there."""

@@ -213,6 +213,30 @@ class SayingsTests(unittest.TestCase):
         self.assertEqual(over.status, 1, over.said)
         self.assertIn("the settings cannot be imported", over.said)
 
+    def test_settings_that_fail(self) -> None:
+        """The place is named, and not the words, which may tell a password."""
+        with place() as here:
+            (here.folder / "failing.py").write_text("raise RuntimeError('secret')\n")
+            where = str(here.folder)
+            over = here.run(PYTHONPATH=where, DJANGO_SETTINGS_MODULE="failing")
+        self.assertEqual(over.status, 1, over.said)
+        self.assertIn("RuntimeError in", over.said)
+        self.assertIn("failing.py, line 1", over.said)
+        self.assertNotIn("secret", over.said)
+
+    def test_no_temporary_folder(self) -> None:
+        """A TMPDIR that is not there is not replaced by another."""
+        with place() as here:
+            over = here.run(TMPDIR=str(here.folder / "missing"))
+        self.assertEqual(over.status, 1, over.said)
+        self.assertIn("which cannot be written to", over.said)
+
+    def test_no_server_needed(self) -> None:
+        """--throwaway does not ask the configured server."""
+        with place() as here:
+            over = here.run("--throwaway", DATABASE_URL="postgresql://u@127.0.0.1:1/x")
+        self.assertEqual(over.status, 0, over.said)
+
     def test_failfast(self) -> None:
         """-f ends the drill with the first test that fails."""
         over, report, _ = reported("-f", pg_dump="exit 1")
