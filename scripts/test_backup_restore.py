@@ -398,18 +398,12 @@ def interruptible() -> Iterator[None]:
     """SIGTERM ends the run as Ctrl-C does, and neither disturbs the cleaning up."""
 
     def interrupt(number: int, _frame: object) -> None:
-        for each in (signal.SIGINT, signal.SIGTERM):
+        for each in ENDINGS:
             signal.signal(each, lambda *_: None)
         raise KeyboardInterrupt(signal.Signals(number).name)
 
-    handlers = {
-        each: signal.signal(each, interrupt) for each in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
+    with handling_signals(interrupt):
         yield
-    finally:
-        for each, handler in handlers.items():
-            signal.signal(each, handler)
 
 
 @contextmanager
@@ -419,19 +413,26 @@ def undisturbed() -> Iterator[None]:
         yield
         return
     waiting: list[int] = []
-    handlers = {
-        each: signal.signal(each, lambda number, _frame: waiting.append(number))
-        for each in (signal.SIGINT, signal.SIGTERM)
-    }
     try:
-        yield
+        with handling_signals(lambda number, _frame: waiting.append(number)):
+            yield
     finally:
-        for each, handler in handlers.items():
-            signal.signal(each, handler)
         for number in waiting[:1]:
             signal.raise_signal(number)
 
 
+@contextmanager
+def handling_signals(handler: Callable[[int, object], None]) -> Iterator[None]:
+    """Have the signals that ask for an end handled so, and then as before."""
+    before = {each: signal.signal(each, handler) for each in ENDINGS}
+    try:
+        yield
+    finally:
+        for each, former in before.items():
+            signal.signal(each, former)
+
+
+ENDINGS = (signal.SIGINT, signal.SIGTERM)
 # Where files of the settings' own lie; all other variables of libpq's are ignored.
 LIBPQ_FILES = {"PGPASSFILE", "PGSERVICEFILE", "PGSYSCONFDIR"}
 
@@ -439,15 +440,16 @@ LIBPQ_FILES = {"PGPASSFILE", "PGSERVICEFILE", "PGSYSCONFDIR"}
 @contextmanager
 def without_libpq_variables() -> Iterator[None]:
     """Only the settings say where the server is; libpq's variables do not."""
-    hidden = {
-        name: os.environ.pop(name)
-        for name in [*os.environ]
-        if name.startswith("PG") and name not in LIBPQ_FILES
-    }
+    hidden = {name: os.environ.pop(name) for name in [*os.environ] if is_libpqs(name)}
     try:
         yield
     finally:
         os.environ.update(hidden)
+
+
+def is_libpqs(name: str) -> bool:
+    """Whether the variable would tell libpq what only the settings may tell."""
+    return name.startswith("PG") and name not in LIBPQ_FILES
 
 
 @contextmanager
@@ -591,7 +593,7 @@ def drill_server(options: Options, folder: Path) -> Iterator[tuple[Server, Serve
         if options.live or not options.throwaway:
             configured = configured_server(settings, options, mark)
         if configured is None or options.throwaway:
-            major = configured.major if configured and options.live else None
+            major = configured.major if configured else None
             private = throwaway_server(folder, mark, options.timeout, major)
             server = replace(stack.enter_context(private), project=settings)
         else:
@@ -1358,11 +1360,7 @@ def started(command: Command, **popen: Any) -> Iterator[Callable[[], str]]:
     At the bound, and whenever the block is left, the program is killed with all of its
     children. Raises NotJudged when it overruns, BackupIsBad when it fails.
     """
-    inherited = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith("PG") or name in LIBPQ_FILES
-    }
+    inherited = {k: v for k, v in os.environ.items() if not is_libpqs(k)}
     with spoken() as stdout, spoken() as stderr:
         process = subprocess.Popen(
             command.arguments,
@@ -1808,7 +1806,7 @@ def adopted(path: Path, server: Server) -> Backup:
     """A backup that was there before this run; it is only ever read."""
     form = format_of(path)
     sha256, size = fingerprint(path)
-    record = path.with_name(f"{path.name}.sha256")
+    record = record_of(path)
     if record.exists():
         words = record.read_text(errors="replace").split()
         expected = (words or ["nothing"])[0].lower()
@@ -1820,14 +1818,21 @@ def adopted(path: Path, server: Server) -> Backup:
     backup = Backup(path, form, sha256, size, locale="")
     head = head_of(backup, server)
     require_not_newer(head, server)
-    makes_public = "\nCREATE SCHEMA public;\n" in head
+    scan = SqlScan()
     if form in ("plain", "gzip"):  # psql obeys a file that pg_restore would not
         with open_sql(backup, server) as sql:
-            scan = SqlScan().read(sql)
+            scan.read(sql)
         require_fit_for_fresh_database(scan)
         refuse("the backup would reach beyond its database", scan.escapes)
-        makes_public = scan.makes_public
-    return replace(backup, locale=locale_for(head, server), makes_public=makes_public)
+    else:
+        scan.read(io.BytesIO(head.encode(errors="surrogateescape")))
+    locale = locale_for(head, server)
+    return replace(backup, locale=locale, makes_public=scan.makes_public)
+
+
+def record_of(path: Path) -> Path:
+    """Where the SHA-256 of a backup is kept."""
+    return path.with_name(f"{path.name}.sha256")
 
 
 def require_fit_for_fresh_database(scan: "SqlScan") -> None:
@@ -1996,8 +2001,13 @@ def locale_for(head: str, server: Server) -> str:
 # Each statement answers with things and their aspects, as text. A system's, an
 # extension's and another session's temporary objects are nobody's to back up.
 RELATIONS = r"""
-WITH relation AS (
-    SELECT c.*, n.nspname, full_name,
+WITH site_schema AS (
+    SELECT oid, nspname, replace(nspname, '.', '\.') || '.' AS prefix
+      FROM pg_namespace
+     WHERE nspname !~ '^pg_'
+       AND nspname <> 'information_schema'),
+relation AS (
+    SELECT c.*, n.nspname, n.prefix || c.relname AS full_name,
            CASE c.relkind
            WHEN 'v' THEN 'view'
            WHEN 'm' THEN 'materialized view'
@@ -2007,13 +2017,10 @@ WITH relation AS (
            WHEN 'i' THEN 'index'
            WHEN 'I' THEN 'index'
            ELSE 'table'
-           END || ' ' || full_name AS thing
+           END || ' ' || n.prefix || c.relname AS thing
       FROM pg_class AS c
-      JOIN pg_namespace AS n ON n.oid = c.relnamespace,
-   LATERAL concat(replace(n.nspname, '.', '\.'), '.', c.relname) AS full_name
-     WHERE n.nspname !~ '^pg_'
-       AND n.nspname <> 'information_schema'
-       AND NOT EXISTS (SELECT
+      JOIN site_schema AS n ON n.oid = c.relnamespace
+     WHERE NOT EXISTS (SELECT
                          FROM pg_depend AS d
                         WHERE d.classid = 'pg_class'::regclass
                           AND d.objid = c.oid
@@ -2233,29 +2240,27 @@ OBJECTS = (
       FROM relation AS r
       JOIN pg_policy AS p ON p.polrelid = r.oid
     """,
-    r"""
+    """
     SELECT CASE p.prokind
            WHEN 'a' THEN 'aggregate '
            WHEN 'p' THEN 'procedure '
            ELSE 'function '
-           END || replace(n.nspname, '.', '\.') || '.' || p.proname
+           END || n.prefix || p.proname
                || '(' || oidvectortypes(p.proargtypes) || ')',
            json_build_object('definition', CASE WHEN p.prokind <> 'a'
                                                 THEN pg_get_functiondef(p.oid)
                                             END)
       FROM pg_proc AS p
-      JOIN pg_namespace AS n ON n.oid = p.pronamespace
-     WHERE n.nspname !~ '^pg_'
-       AND n.nspname <> 'information_schema'
-       AND NOT EXISTS (SELECT
+      JOIN site_schema AS n ON n.oid = p.pronamespace
+     WHERE NOT EXISTS (SELECT
                          FROM pg_depend AS d
                         WHERE d.classid = 'pg_proc'::regclass
                           AND d.objid = p.oid
                           AND d.deptype IN ('e', 'i'))  -- a range's constructors
     """,
-    r"""
+    """
     SELECT CASE t.typtype WHEN 'd' THEN 'domain ' ELSE 'type ' END
-               || replace(n.nspname, '.', '\.') || '.' || t.typname,
+               || n.prefix || t.typname,
            json_build_object(
                'kind', t.typtype,
                'labels', (SELECT json_agg(enumlabel ORDER BY enumsortorder)
@@ -2270,10 +2275,8 @@ OBJECTS = (
                             FROM pg_constraint
                            WHERE contypid = t.oid))
       FROM pg_type AS t
-      JOIN pg_namespace AS n ON n.oid = t.typnamespace
+      JOIN site_schema AS n ON n.oid = t.typnamespace
      WHERE t.typtype IN ('d', 'e', 'r')
-       AND n.nspname !~ '^pg_'
-       AND n.nspname <> 'information_schema'
        AND NOT EXISTS (SELECT
                          FROM pg_depend AS d
                         WHERE d.classid = 'pg_type'::regclass
@@ -2655,9 +2658,7 @@ class SqlScan:
         self.problems: list[str] = []
         self.escapes: list[str] = []  # what would leave the database, or undo it
         self.rest = b""  # not scanned yet
-        self.enough = (
-            0  # bytes of it, before another attempt: what is quoted may be long
-        )
+        self.enough = 0  # bytes of it, before another attempt: quotes may be long
         self.statement: list[bytes] = []
         self.table: str | None = None  # whose COPY data come
         self.blocks = 0
@@ -3044,8 +3045,7 @@ def witnessed_contents(backup: Backup, reference: Database) -> Contents:
     """
     with session(reference) as cursor:
         witnesses = witnesses_of(cursor)
-        cursor.execute("SELECT rolsuper FROM pg_roles WHERE rolname = current_user")
-        (superuser,) = cursor.fetchone()
+        superuser = is_superuser(cursor)
     contents = contents_of(reference)
     arguments = ("-X", "-q", "-At", "-v", "ON_ERROR_STOP=1", "-f", "-")
     scan = SqlScan()
@@ -3057,6 +3057,12 @@ def witnessed_contents(backup: Backup, reference: Database) -> Contents:
     for view in scan.refreshed:
         contents[f"materialized view {view}"]["populated"] = True
     return contents
+
+
+def is_superuser(cursor: Any) -> bool:
+    """Whether the session's role may do anything."""
+    cursor.execute("SELECT rolsuper FROM pg_roles WHERE rolname = current_user")
+    return cursor.fetchone()[0]
 
 
 @dataclass(frozen=True)
@@ -3314,6 +3320,8 @@ def prove_that_a_change_is_seen(restored: Database, found: Contents) -> None:
     with session(restored) as cursor:
         tables = tables_of(cursor)
         things = {table.name: table.thing for table in tables}
+        if is_superuser(cursor):  # triggers and foreign keys need not agree
+            cursor.execute("SET session_replication_role TO replica")
         cursor.execute(RELATIONS + CHANGES)
         for name, guards, change in cursor.fetchall():
             thing = things[name]
@@ -3332,9 +3340,6 @@ def made(change: str, guards: str, cursor: Any) -> bool:
     """Whether the change was made, in a transaction that is never committed."""
     cursor.execute("ROLLBACK")
     cursor.execute("BEGIN")
-    cursor.execute("SELECT rolsuper FROM pg_roles WHERE rolname = current_user")
-    if cursor.fetchone()[0]:  # triggers and foreign keys need not agree
-        cursor.execute("SET LOCAL session_replication_role TO replica")
     # A constraint or a rule may object: then another value.
     with suppress(cursor.connection.Error):
         cursor.execute(guards)
@@ -3571,7 +3576,7 @@ def command_line() -> argparse.ArgumentParser:
 
 def lies_in(path: Path, backup: Path) -> bool:
     """Whether the path is the backup, a file of it, or its record."""
-    record = backup.with_name(f"{backup.name}.sha256").resolve()
+    record = record_of(backup).resolve()
     path, backup = path.resolve(), backup.resolve()
     return path in (backup, record) or backup in path.parents
 

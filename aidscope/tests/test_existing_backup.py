@@ -159,6 +159,13 @@ PECULIAR = {
     "one schema, in an archive": Peculiar(
         "CREATE TABLE public.kept AS SELECT 1 AS id", ("-Fc", "--schema", "public")
     ),
+    "an archive that only speaks of making a schema": Peculiar(
+        r"""
+CREATE TABLE public.kept AS SELECT 1 AS id;
+COMMENT ON TABLE public.kept IS E'\nCREATE SCHEMA public;\n'
+        """,
+        ("-Fc",),
+    ),
     "a view that cannot be made without rows": Peculiar("""
 CREATE TABLE public.kept AS SELECT 1 AS id;
 CREATE MATERIALIZED VIEW public.part AS

@@ -120,6 +120,14 @@ OK
 NOT_ATTEMPTED = "not attempted, because {} did not pass"
 
 
+def drilled_with(settings: str) -> Ended:
+    """A drill in a project with these settings."""
+    with place() as here:
+        (here.folder / "site_settings.py").write_text(f"{settings}\n")
+        where = str(here.folder)
+        return here.run(PYTHONPATH=where, DJANGO_SETTINGS_MODULE="site_settings")
+
+
 class SayingsTests(unittest.TestCase):
     """What a drill prints, reports and returns."""
 
@@ -206,22 +214,16 @@ class SayingsTests(unittest.TestCase):
 
     def test_settings_that_leave(self) -> None:
         """Code that leaves Python without a fault has not passed."""
-        with place() as here:
-            (here.folder / "leaving.py").write_text("raise SystemExit\n")
-            where = str(here.folder)
-            over = here.run(PYTHONPATH=where, DJANGO_SETTINGS_MODULE="leaving")
+        over = drilled_with("raise SystemExit")
         self.assertEqual(over.status, 1, over.said)
         self.assertIn("the settings cannot be imported", over.said)
 
     def test_settings_that_fail(self) -> None:
         """The place is named, and not the words, which may tell a password."""
-        with place() as here:
-            (here.folder / "failing.py").write_text("raise RuntimeError('secret')\n")
-            where = str(here.folder)
-            over = here.run(PYTHONPATH=where, DJANGO_SETTINGS_MODULE="failing")
+        over = drilled_with("raise RuntimeError('secret')")
         self.assertEqual(over.status, 1, over.said)
         self.assertIn("RuntimeError in", over.said)
-        self.assertIn("failing.py, line 1", over.said)
+        self.assertIn("site_settings.py, line 1", over.said)
         self.assertNotIn("secret", over.said)
 
     def test_no_temporary_folder(self) -> None:
