@@ -1,357 +1,376 @@
-"""A backup that is not what was written is refused, and the reason is named.
-
-Each row of the first table damages a copy of a healthy backup, whose SHA-256 was
-recorded before: validation says the sentence. For the second table the SHA-256 is taken
-after the damage, as it is of a backup that nobody recorded: validation says the
-sentence still, or the restore does.
-"""
+"""A backup that is not what was written is refused, and the reason is named."""
 
 import gzip
+import os
 import re
-import unittest
+import tarfile
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import count
+from pathlib import Path
+from typing import NamedTuple
 
-from aidscope.tests import server as suite
+from aidscope.tests.in_process import made, said_by_restore, said_by_validation
+from aidscope.tests.support import (
+    COMPRESSORS,
+    NUMBERS,
+    Case,
+    changed,
+    copied,
+    folder,
+    originals,
+    place,
+    plain,
+    url,
+)
 from scripts import test_backup_restore as drill
 
-Damage = Callable[[bytes], bytes]
-CLOSING = b"--\n-- PostgreSQL database dump complete\n--\n"
+# --- Files that are damaged, in every format ------------------------------------------
 
 
-# --- What can happen to a backup ------------------------------------------------------
+def largest(path: Path) -> Path:
+    """The file that holds most of the backup: itself, unless it is a folder."""
+    files = path.glob("*.dat.gz") if path.is_dir() else [path]
+    return max(files, key=lambda file: file.stat().st_size)
 
 
-def block_of(sql: bytes, table: str) -> re.Match:
-    """The COPY block of a table: its command, its rows, its end."""
-    name = re.escape(table.encode())
-    return re.search(
-        rb"^(COPY %s \(.*\) FROM stdin;\n)((?:.*\n)*?)(\\\.\n)" % name,
-        sql,
-        re.MULTILINE,
-    )
+def cut_at(part: float) -> Callable[[Path], None]:
+    """What cuts a backup behind this part of it; below 0 it is bytes from its end."""
+
+    def cut(path: Path) -> None:
+        file = largest(path)
+        size = file.stat().st_size
+        os.truncate(file, size + int(part) if part < 0 else int(size * part))
+
+    return cut
 
 
-def with_rows(table: str, change: Callable[[list[bytes]], list[bytes]]) -> Damage:
-    """Change the rows of a table's COPY block."""
-
-    def damage(sql: bytes) -> bytes:
-        block = block_of(sql, table)
-        rows = change(block[2].splitlines(keepends=True))
-        return b"".join([sql[: block.start(2)], *rows, sql[block.end(2) :]])
-
-    return damage
+def flipped(path: Path) -> None:
+    """Flip one bit where a backup's data are: behind its table of contents."""
+    file = largest(path)
+    content = bytearray(file.read_bytes())
+    content[len(content) * 9 // 10] ^= 1
+    file.write_bytes(content)
 
 
-def without_block(sql: bytes) -> bytes:
-    """Leave the whole COPY block of a table out."""
-    block = block_of(sql, "extra.line")
-    return sql[: block.start()] + sql[block.end() :]
+def trailing(path: Path) -> None:
+    """Add something behind the end."""
+    with path.open("ab") as file:
+        file.write(b"rubbish")
 
 
-def without(kind: str, name: str) -> Damage:
-    """Leave an entry of pg_dump's out."""
-    entry = f"--\n-- Name: {name}; Type: {kind}; ".encode()
-
-    def damage(sql: bytes) -> bytes:
-        start = sql.index(entry)
-        following = re.compile(
-            rb"^--\n-- (Data for )?Name: |^%s" % CLOSING, re.MULTILINE
-        )
-        return sql[:start] + sql[following.search(sql, start + 1).start() :]
-
-    return damage
+def twice(path: Path) -> None:
+    """Have the whole backup a second time behind itself."""
+    path.write_bytes(path.read_bytes() * 2)
 
 
-def replaced(old: bytes, new: bytes) -> Damage:
-    """Put something else in the place of what stands there once."""
-
-    def damage(sql: bytes) -> bytes:
-        assert sql.count(old) == 1, f"{old!r} stands there {sql.count(old)} times"
-        return sql.replace(old, new)
-
-    return damage
+def without_file(pattern: str) -> Callable[[Path], None]:
+    """What removes a file of a folder."""
+    return lambda path: max(path.glob(pattern)).unlink()
 
 
-def cut_in_the_middle(sql: bytes) -> bytes:
-    """Keep the first half."""
-    return sql[: len(sql) // 2]
+def emptied(pattern: str) -> Callable[[Path], None]:
+    """What empties a file of a folder: no bytes are no fault to zlib."""
+    return lambda path: os.truncate(max(path.glob(pattern)), 0)
 
 
-def cut_at_a_row(sql: bytes) -> bytes:
-    """Keep what stands before a row of the largest block: psql takes it for whole."""
-    block = block_of(sql, "extra.line")
-    return sql[: block.start(2)] + b"".join(block[2].splitlines(keepends=True)[:20])
+def cut_between_members(path: Path) -> None:
+    """Cut a tar where one of its files ends and the next begins."""
+    with tarfile.open(path) as tar:
+        members = tar.getmembers()
+    os.truncate(path, members[len(members) // 2].offset)
 
 
-def cut_after_the_last_block(sql: bytes) -> bytes:
-    """Keep all rows, and none of the indexes and constraints that follow."""
-    return sql[: sql.rindex(b"\n\\.\n") + 4]
+def without_large_object(path: Path) -> None:
+    """Lose a large object of a tar."""
+    with tarfile.open(path) as tar:
+        lost = next(m for m in tar.getmembers() if m.name.startswith("blob_"))
+    end = lost.offset_data + lost.size + -lost.size % 512
+    content = path.read_bytes()
+    path.write_bytes(content[: lost.offset] + content[end:])
 
 
-def without_header(sql: bytes) -> bytes:
-    """Begin behind the header."""
-    return sql[sql.index(b"SET statement_timeout") :]
-
-
-def another_backup(_sql: bytes) -> bytes:
-    """Put another database's backup in its place."""
-    return suite.backups().another.path.read_bytes()
-
-
-def yesterdays_backup(_sql: bytes) -> bytes:
-    """Put yesterday's backup in its place."""
-    return suite.backups().yesterday.path.read_bytes()
-
-
-# --- The SHA-256 was recorded before --------------------------------------------------
-
-RECORDED: dict[str, tuple[Damage, str]] = {
-    "cut in the middle": (
-        cut_in_the_middle,
-        "no closing line, expected '-- PostgreSQL database dump complete'",
+BLOCK = rb"COPY public\.kept .*?\n\\\.\n"
+DAMAGED = {
+    f"{form} is cut at {part}": (form, cut_at(part))
+    for form in ("plain", "custom", "directory", "tar")
+    for part in (0.25, 0.5, -600)
+} | {
+    "custom has one bit flipped": ("custom", flipped),
+    "a directory's file has one bit flipped": ("directory", flipped),
+    "a directory lost a file": ("directory", without_file("*.dat.gz")),
+    "a directory lost its list": ("directory", emptied("blobs*.toc")),
+    "a directory's large object is empty": ("directory", emptied("blob_*.gz")),
+    "tar is cut between two files": ("tar", cut_between_members),
+    "tar is there twice": ("tar", twice),
+    "tar lost a large object": ("tar", without_large_object),
+    "plain has zero bytes in a value": ("plain", changed(b"long enough", bytes(11))),
+    "plain has a quote that nothing closes": (
+        "plain",
+        changed(b"(?<=\n)CREATE INDEX", b"SELECT $x$\nCREATE INDEX"),
     ),
-    "cut at a row boundary": (
-        cut_at_a_row,
+    "plain lost the rows of a table": ("plain", changed(BLOCK, b"")),
+    "plain has the rows of a table twice": ("plain", changed(BLOCK, rb"\g<0>\g<0>")),
+    "plain has something behind its end": ("plain", trailing),
+    "plain is there twice": ("plain", twice),
+    "plain lost its header": ("plain", changed(b"-- PostgreSQL database dump\n", b"")),
+    "plain was sent as text": ("plain", changed(b"\n", b"\r\n")),
+}
+for program in COMPRESSORS:
+    for words, damage in {"is cut": cut_at(0.5), "has a bit flipped": flipped}.items():
+        DAMAGED[f"{program} {words}"] = (program, damage)
+
+
+class DamagedFileTests(Case, table=DAMAGED):
+    """A damaged file does not pass, and the drill comes to an end."""
+
+    def judge(self, row: tuple[str, Callable[[Path], None]]) -> None:
+        """Validation, or else the restore, says that the backup is bad."""
+        form, damage = row
+        with place() as here:
+            damage(copied(form, here.backup))
+            over = here.drill("--backup", str(here.backup), url=url())
+        self.assert_verdict(over, "failed")
+
+    def test_restore_alone(self) -> None:
+        """A backup that lost its end behind a block is bad, also with -k restore."""
+        with place() as here:
+            sql = copied("plain", here.backup).read_bytes()
+            here.backup.write_bytes(sql[: sql.rindex(b"\n\\.\n") + 4])
+            words = ("--strict", "-k", "restore")
+            over = here.drill("--backup", str(here.backup), *words, url=url())
+        self.assert_verdict(over, "failed", "PostgreSQL database dump complete")
+
+    def test_no_damage(self) -> None:
+        """A file without its last end of line is whole, and so are joined gzip files."""
+        with place() as here:
+            sql = copied("plain", here.backup).read_bytes()
+            pieces = gzip.compress(sql[:999]) + gzip.compress(sql[999:])
+            for content in (sql.rstrip(b"\n"), pieces):
+                here.backup.write_bytes(content)
+                over = here.drill("--backup", str(here.backup), url=url())
+                self.assert_verdict(over, "passed")
+
+
+# --- A plain backup, beside its source ------------------------------------------------
+
+FOOTER = b"-- PostgreSQL database dump complete"
+NO_FOOTER = "no footer, expected '-- PostgreSQL database dump complete'"
+NO_HEADER = "no header, expected '-- PostgreSQL database dump'"
+LINE = rb"(?P<copy>COPY extra\.line [^\n]*\n)(?P<rows>.*?)(?P<end>\\\.\n)"
+OTHER_VALUES = "table extra.line: 41 rows as expected, with other values"
+AFTER = "something follows the footer"
+
+
+def line_with(rows: bytes) -> Callable[[Path], None]:
+    """What gives a COPY block other rows; the old ones are the group `rows`."""
+    return changed(LINE, rb"\g<copy>" + rows + rb"\g<end>")
+
+
+def without(kind: bytes, name: bytes) -> Callable[[Path], None]:
+    """What leaves one of pg_dump's entries out."""
+    entry = rb"--\n-- Name: %s; Type: %s; .*?(?=--\n-- (Name|Data for|Post))"
+    return changed(entry % (re.escape(name), kind), b"")
+
+
+def written(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    """What writes the changed content to a file."""
+    return lambda path: path.write_bytes(change(path.read_bytes()))
+
+
+class Damage(NamedTuple):
+    """What is done to a file, and what is said of it."""
+
+    done: Callable[[Path], None]
+    by_validation: str  # beside that the SHA-256 is another
+    by_restore: str = ""  # where nobody recorded the SHA-256
+
+
+PLAIN = {
+    "cut in the middle": Damage(cut_at(0.5), NO_FOOTER),
+    "cut at a row boundary": Damage(
+        changed(LINE + b".*", rb"\g<copy>2\tline 0\n"),
         "table extra.line: its COPY block has no end",
     ),
-    "cut after the last block": (
-        cut_after_the_last_block,
-        "no closing line, expected '-- PostgreSQL database dump complete'",
+    "cut after the last block": Damage(
+        changed(rb"(?P<kept>.*\n\\\.\n).*", rb"\g<kept>"), NO_FOOTER
     ),
-    "the closing line is missing": (
-        replaced(CLOSING, b""),
-        "no closing line, expected '-- PostgreSQL database dump complete'",
+    "the footer is missing": Damage(changed(FOOTER, b""), NO_FOOTER),
+    "the last byte is missing": Damage(cut_at(-1), ""),
+    "the header is gone": Damage(changed(rb"\A--.*?(?=SET )", b""), NO_HEADER),
+    "empty": Damage(written(lambda _: b""), "it is empty"),
+    "the last page is zeros": Damage(
+        written(lambda sql: sql[:-4096] + bytes(4096)), NO_FOOTER
     ),
-    "the last byte is missing": (lambda sql: sql[:-1], "SHA-256: found "),
-    "the header is gone": (
-        without_header,
-        "no header, expected '-- PostgreSQL database dump'",
+    "all zeros": Damage(written(lambda sql: bytes(len(sql))), NO_HEADER),
+    "one bit of a row is flipped": Damage(
+        changed(b"1\tline 10\n", b"1\tline 11\n"), "", OTHER_VALUES
     ),
-    "empty": (
-        lambda sql: b"",
-        "no header, expected '-- PostgreSQL database dump'",
+    "a row is missing": Damage(
+        changed(b"2\tline 10\n", b""), "table extra.line: found 40 rows, expected 41"
     ),
-    "the last page is zeros": (
-        lambda sql: sql[:-4096] + bytes(4096),
-        "no closing line, expected '-- PostgreSQL database dump complete'",
-    ),
-    "all zero bytes": (
-        lambda sql: bytes(len(sql)),
-        "no header, expected '-- PostgreSQL database dump'",
-    ),
-    "one bit of a row is flipped": (
-        replaced(b"1\ttoday\n", b"1\ttodax\n"),
-        "SHA-256: found ",
-    ),
-    "a row is deleted": (
-        with_rows("extra.line", lambda rows: rows[1:]),
-        "table extra.line: found 40 rows, expected 41",
-    ),
-    "a row is duplicated": (
-        with_rows("extra.line", lambda rows: [rows[0], *rows]),
+    "a row is there twice": Damage(
+        line_with(rb"\g<rows>2\tline 10\n"),
         "table extra.line: found 42 rows, expected 41",
     ),
-    "a row is duplicated over another": (
-        with_rows("extra.line", lambda rows: [rows[1], *rows[1:]]),
-        "SHA-256: found ",
+    "a row is there in place of another": Damage(
+        changed(b"1\tline 10\n", b"2\tline 10\n"), "", OTHER_VALUES
     ),
-    "a block is emptied": (
-        with_rows("extra.line", lambda rows: []),
-        "table extra.line: found 0 rows, expected 41",
+    "a block is empty": Damage(
+        line_with(b""), "table extra.line: found 0 rows, expected 41"
     ),
-    "a block is missing": (
-        without_block,
-        "table extra.line: no COPY block, expected 41 rows",
+    "a block is missing": Damage(
+        changed(LINE, b""), "table extra.line: no COPY block, expected 41 rows"
     ),
-    "a block is another table's": (
-        replaced(b"COPY extra.visit_2025 (", b"COPY extra.visit_2024 ("),
+    "a block is another table's": Damage(
+        changed(rb"COPY extra\.visit_2025 \(", b"COPY extra.visit_2024 ("),
         "table extra.visit_2025: no COPY block, expected 1 rows",
     ),
-    "an index is dropped": (without("INDEX", "value_ratio"), "SHA-256: found "),
-    "a constraint is dropped": (
-        without("FK CONSTRAINT", "line line_value"),
-        "SHA-256: found ",
+    "an index is missing": Damage(
+        without(b"INDEX", b"value_ratio"), "", "index extra.value_ratio: missing"
     ),
-    "a setval is dropped": (
-        without("SEQUENCE SET", "item_id_seq"),
-        "SHA-256: found ",
+    "a foreign key is missing": Damage(
+        without(b"FK CONSTRAINT", b"line line_value"),
+        "",
+        "fk constraint extra.line line_value: missing",
     ),
-    "a trigger is dropped": (
-        without("TRIGGER", "line line_keep"),
-        "SHA-256: found ",
+    "a sequence's value is missing": Damage(
+        without(b"SEQUENCE SET", b"item_id_seq"),
+        "sequence backup_drill.item_id_seq: found ",
     ),
-    "a grant is dropped": (without("ACL", "TABLE value"), "SHA-256: found "),
-    "a comment is dropped": (without("COMMENT", "TABLE value"), "SHA-256: found "),
-    "a large object is dropped": (
-        lambda sql: re.sub(rb"(?s)SELECT pg_catalog.lo_open\('4712.*?\n\n", b"", sql),
-        "SHA-256: found ",
+    "a sequence's value is another": Damage(
+        changed(rb"item_id_seq', 100, true", b"item_id_seq', 50, true"),
+        "sequence backup_drill.item_id_seq: found ",
     ),
-    "yesterday's backup": (
-        yesterdays_backup,
-        "table extra.line: found 40 rows, expected 41",
+    "a trigger is missing": Damage(
+        without(b"TRIGGER", b"line line_keep"),
+        "",
+        "trigger extra.line line_keep: missing",
     ),
-    "another database's backup": (
-        another_backup,
-        "table backup_drill.item: no COPY block, expected 100 rows",
+    "a grant is missing": Damage(
+        without(b"ACL", b"TABLE value"), "", "acl extra.TABLE value: missing"
     ),
-    "two backups in one file": (
-        lambda sql: sql + sql,
-        "something follows the closing line: '-- PostgreSQL database dump'",
+    "a comment is missing": Damage(
+        without(b"COMMENT", b"TABLE value"), "", "comment extra.TABLE value: missing"
     ),
-    "a stranger's SQL at the end": (
-        lambda sql: sql + b"DROP TABLE extra.line;\n",
-        "something follows the closing line: 'DROP TABLE extra.line'",
+    "a large object is empty": Damage(
+        changed(rb"SELECT pg_catalog\.lo_open\('4712.*?\n\n", b""),
+        "data of large objects: found 1, expected 2",
     ),
-    "compressed under a plain name": (
-        gzip.compress,
-        "no header, expected '-- PostgreSQL database dump'",
+    "another database's": Damage(
+        written(lambda _: (originals() / "plain").read_bytes()),
+        ": no COPY block, expected ",
     ),
-    "invalid UTF-8": (replaced(b"\ttoday\n", b"\tto\xffay\n"), "SHA-256: found "),
-    "sent as text, so that its lines end in CR LF": (
-        lambda sql: sql.replace(b"\n", b"\r\n"),
-        "its lines end in CR LF: it was sent as text",
+    "there twice": Damage(twice, AFTER),
+    "somebody's SQL at the end": Damage(
+        written(lambda sql: sql + b"DROP TABLE extra.line;\n"), AFTER
     ),
-    "a command that leaves for another database": (
-        replaced(CLOSING, b"\\connect postgres\n" + CLOSING),
-        r"a command for psql: '\\connect postgres'",
+    "compressed under the same name": Damage(written(gzip.compress), NO_HEADER),
+    "invalid UTF-8": Damage(changed(b"2\tline 10\n", b"2\tline \xff\n"), "", "22021"),
+    "sent as text": Damage(changed(b"\n", b"\r\n"), "its lines end in CR LF"),
+    "with a command for psql": Damage(
+        changed(FOOTER, b"\n\\\\connect postgres\n" + FOOTER), "a command for psql"
     ),
-    "a statement that undoes it all": (
-        replaced(CLOSING, b"ROLLBACK;\n" + CLOSING),
-        "a statement on more than its database: 'ROLLBACK'",
+    "with an end of the transaction": Damage(
+        changed(FOOTER, b"\nROLLBACK;\n" + FOOTER),
+        "reaches beyond",
     ),
 }
 
-# --- The SHA-256 was taken afterwards -------------------------------------------------
 
-UNRECORDED: dict[str, tuple[Damage, str]] = {
-    name: (damage, sentence)
-    for name, (damage, sentence) in RECORDED.items()
-    if sentence != "SHA-256: found "
-} | {
-    name: (RECORDED[name][0], sentence)
-    for name, sentence in {
-        "one bit of a row is flipped": (
-            "table extra.line: 41 rows as expected, with other values"
-        ),
-        "a row is duplicated over another": (
-            "table extra.line: 41 rows as expected, with other values"
-        ),
-        "an index is dropped": "index extra.value_ratio: missing",
-        "a constraint is dropped": "fk constraint extra.line line_value: missing",
-        "a setval is dropped": (
-            "sequence backup_drill.item_id_seq: value: found 1, expected 100"
-        ),
-        "a trigger is dropped": "trigger extra.line line_keep: missing",
-        "a grant is dropped": "acl extra.TABLE value: missing",
-        "a comment is dropped": "comment extra.TABLE value: missing",
-        "a large object is dropped": (
-            "large objects: 2 rows as expected, with other values"
-        ),
-        "invalid UTF-8": 'invalid byte sequence for encoding "UTF8": 0xff',
-    }.items()
-}
+class PlainTests(Case, table=PLAIN):
+    """What differs from what was recorded is refused; without a record, nearly all is."""
+
+    def judge(self, row: Damage) -> None:
+        """Validation says the sentence, or else the restore does."""
+        healthy, path = made().backup, folder() / f"damaged_{next(NUMBERS)}"
+        path.write_bytes(healthy.path.read_bytes())
+        row.done(path)
+        said = said_by_validation(replace(healthy, path=path))
+        self.assertRegex(said, r"\n  SHA-256: found [0-9a-f]{64}, expected ")
+        self.assertIn(row.by_validation, said)
+        sha256, _ = drill.digests_of(path)
+        unrecorded = replace(healthy, path=path, sha256=sha256)
+        said = said_by_validation(unrecorded)
+        self.assertIn(row.by_validation, said)
+        if row.by_restore:
+            self.assertEqual(said, "")
+            self.assertIn(row.by_restore, said_by_restore(unrecorded))
 
 
-# --- What the drill says --------------------------------------------------------------
+# --- What the scan of a backup finds --------------------------------------------------
 
-numbers = count()
-
-
-def damaged(damage: Damage) -> drill.Backup:
-    """A damaged copy of today's backup; its SHA-256 is the healthy one's."""
-    backup = suite.backups().today
-    path = suite.folder() / f"damaged_{next(numbers)}.sql"
-    sql = damage(backup.path.read_bytes())
-    assert sql != backup.path.read_bytes(), "nothing was damaged"
-    path.write_bytes(sql)
-    return replace(backup, path=path)
-
-
-def said_by_validation(backup: drill.Backup) -> list[str]:
-    """The problems that validation finds."""
-    whole, *_ = drill.readings_of(backup, suite.server())
-    return drill.problems_in(whole, backup)
-
-
-def said_by_restore(backup: drill.Backup) -> list[str]:
-    """What keeps the backup from being restored, or else how the result departs."""
-    server = suite.server()
-    with drill.scratch_database(server, "restored", backup.locale) as restored:
-        try:
-            drill.load_backup(backup, restored, suite.OPTIONS.jobs)
-        except drill.BackupIsBad as refusal:
-            return str(refusal).splitlines()
-        return suite.departures_of(restored)
-
-
-class SaysSentence(unittest.TestCase):
-    """What both tables ask."""
-
-    def assert_said(self, sentence: str, said: list[str], most: int = 3) -> None:
-        """The sentence is among the first that were said."""
-        if not any(sentence in each for each in said[:most]):
-            self.fail(f"not said: {sentence}\nsaid:\n{suite.first_lines(said, 10)}")
-
-
-@suite.table_of_tests(RECORDED)
-class RecordedTests(SaysSentence):
-    """Validation refuses whatever differs from what was recorded."""
-
-    def judge(self, damage: Damage, sentence: str) -> None:
-        """Validation says the sentence, and that it is another file."""
-        said = said_by_validation(damaged(damage))
-        self.assertRegex(said[0], "^SHA-256: found [0-9a-f]{64}, expected ")
-        self.assert_said(sentence, said, most=4)  # behind the SHA-256
+BEYOND = r"""
+COMMENT ON DATABASE live IS 'x';
+ALTER DATABASE live SET timezone TO 'UTC';
+DROP DATABASE IF EXISTS live;
+GRANT ALL ON DATABASE live TO PUBLIC;
+REVOKE CONNECT ON DATABASE live FROM PUBLIC;
+SECURITY LABEL FOR x ON DATABASE live IS 'y';
+CREATE ROLE mallory SUPERUSER;
+ALTER USER postgres PASSWORD 'x';
+DROP GROUP mallory;
+COMMENT ON ROLE postgres IS 'x';
+GRANT postgres TO PUBLIC;
+REVOKE postgres FROM mallory;
+CREATE TABLESPACE wide LOCATION '/tmp';
+ALTER TABLESPACE pg_default RESET (seq_page_cost);
+GRANT CREATE ON TABLESPACE pg_default TO PUBLIC;
+ALTER SYSTEM SET fsync = off;
+ROLLBACK;
+/* x */ rollback ;
+select 1; End;
+alter /* x */ system set fsync = off;
+/* a /* b */ */ ALTER SYSTEM SET fsync = off;
+/* /* */ SELECT 1; */ ALTER SYSTEM SET fsync = off;
+\! touch escaped
+\connect postgres
+\i other.sql
+SELECT 1 \gexec
+SELECT 1 \; COMMIT;
+\N	is a row that lost its COPY
+"""
+WITHIN = r"""
+ALTER DEFAULT PRIVILEGES FOR ROLE x IN SCHEMA public GRANT SELECT ON TABLES TO y;
+CREATE USER MAPPING FOR x SERVER y OPTIONS (password 'z');
+COMMENT ON COLUMN public.role.database IS 'ALTER SYSTEM; \! x';
+GRANT SELECT ON TABLE public.database TO PUBLIC;
+CREATE TABLE public.t ("; ROLLBACK;" text DEFAULT E'\'; \! x');
+CREATE FUNCTION public.f() RETURNS void LANGUAGE sql AS $_$ROLLBACK; \! x$_$;
+CREATE FUNCTION public.g() RETURNS int LANGUAGE sql BEGIN ATOMIC SELECT 1; END;
+"""
 
 
-@suite.table_of_tests(UNRECORDED)
-class UnrecordedTests(SaysSentence):
-    """What validation cannot know, the restore finds."""
-
-    def judge(self, damage: Damage, sentence: str) -> None:
-        """Validation says the sentence, or the restore does."""
-        backup = damaged(damage)
-        sha256, size = drill.fingerprint(backup.path)
-        backup = replace(backup, sha256=sha256, size=size)
-        self.assert_said(
-            sentence, said_by_validation(backup) or said_by_restore(backup)
-        )
+def scanned(sql: bytes, length: int = 2**20) -> drill.Scan:
+    """What the scan finds in the SQL, which comes in pieces of this length."""
+    scan = drill.Scan()
+    for at in range(0, len(sql), length):
+        scan.feed(sql[at : at + length])
+    return scan.finish()
 
 
-class HealthyTests(unittest.TestCase):
-    """A healthy backup is not refused."""
+class ScanTests(Case):
+    """A backup is read as psql reads it."""
 
-    def test_untouched(self) -> None:
-        """The backup as pg_dump wrote it has no problems."""
-        self.assertEqual(said_by_validation(suite.backups().today), [])
+    def test_what_reaches_beyond(self) -> None:
+        """Whatever would reach beyond the database is refused, with its line."""
+        lines = BEYOND.strip().splitlines()
+        found = {line: scanned(plain(line).encode()).problems for line in lines}
+        unseen = [line for line in lines if "line 5" not in "".join(found[line])]
+        self.assertEqual(unseen, [])
 
-    def test_restored(self) -> None:
-        """The backup as pg_dump wrote it brings the source back."""
-        backup, server = suite.backups().today, suite.server()
-        with drill.scratch_database(server, "restored", backup.locale) as restored:
-            drill.load_backup(backup, restored, suite.OPTIONS.jobs)
-            found = drill.contents_of(restored)
-            self.assertEqual(drill.departures(backup, found, restored), [])
-
-    def test_rows_that_look_like_a_backup(self) -> None:
-        r"""Rows that look like COPY, like \. or like the closing line are rows."""
-        backup = suite.backups().today
-        reading, *_ = drill.readings_of(backup, suite.server())
-        self.assertEqual(reading.problems, [])
-        self.assertEqual(reading.rows["extra.COPY extra.nil (id) FROM stdin;"], 4)
-        self.assertEqual(reading.rows["backup_drill.item"], 100)
-        self.assertEqual(reading.rows.keys(), backup.rows.keys())
+    def test_what_stays_within(self) -> None:
+        """What only looks so is not refused."""
+        lines = WITHIN.strip().splitlines()
+        found = {line: scanned(plain(line).encode()).problems for line in lines}
+        self.assertEqual({line: said for line, said in found.items() if said}, {})
 
     def test_pieces_of_any_length(self) -> None:
-        """Wherever the pieces are cut in which it is read, a backup reads the same."""
-        sql = suite.backups().today.path.read_bytes()
-        expected = suite.backups().today.rows
+        """However long the pieces are, a backup reads the same."""
+        sql, scan = made().backup.path.read_bytes(), made().scan
+        self.assertEqual(scan.rows["table backup_drill.item"], 100)
+        self.assertEqual(scan.rows['table extra."COPY extra.nil (id) FROM stdin;"'], 4)
         for length in (1021, 4099, 65537):
-            scan = drill.SqlScan()
-            for at in range(0, len(sql), length):
-                scan.update(sql[at : at + length])
-            with self.subTest(length=length):
-                self.assertEqual(scan.finish(), [])
-                self.assertEqual(scan.rows, expected)
+            other = scanned(sql, length)
+            self.assertEqual((other.problems, other.rows), ([], scan.rows))
+            self.assertEqual(other.entries, scan.entries)
+            self.assertEqual(other.sequences, scan.sequences)

@@ -1,38 +1,38 @@
-"""However a drill ends, nothing is left behind; and what cannot end well is swept.
+"""However a drill ends, it says so in a sentence, and nothing is left behind.
 
-A drill is caught in an act by a program on PATH that waits, or by a migration that
-does; see `running.py`. The places look at folders, databases and processes.
+A drill is held in an act by a stand-in that waits, or by a migration that does. That no
+folder, process or database is left is judged where the block of each place ends.
 """
 
 import os
+import re
 import signal
-import tempfile
-import unittest
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
-from typing import ClassVar, NamedTuple
-from unittest import mock
+from threading import Timer
+from typing import NamedTuple
 
-from aidscope.tests.running import (
-    ACTS,
-    BOUND,
-    DrillsAhead,
+from aidscope.tests.support import (
+    DUMPS,
+    Case,
     Ended,
     Place,
-    databases,
-    drills_ahead,
-    ended,
+    Server,
+    driver,
     place,
-    sentences,
-    url_of,
+    private_server,
+    query,
+    role,
+    server,
+    url,
 )
-from aidscope.tests.server import OPTIONS, execute, server
-from scripts import test_backup_restore as drill
 
 PROMPTLY = 15.0  # seconds, on a busy machine
-DROPPED = "^dropped a database of a killed run: (.*)$"
-REMOVED = "^removed the folder of a killed run: (.*)$"
+
+
+# --- Told to stop, or held up ---------------------------------------------------------
+
 SLOW_SETTINGS = """
 from aidscope.settings import *
 
@@ -62,111 +62,57 @@ done
 """
 
 
-class Tests(unittest.TestCase):
-    """What the tests of endings have in common."""
+class Ending(NamedTuple):
+    """How a run is brought to an end, and what it says then."""
 
-    def assert_ended(self, ended: Ended, *said: str) -> None:
-        """The drill said that it did not pass, in sentences and without frames."""
-        self.assertEqual(ended.status, 1, ended.said)
-        for sentence in said:
-            self.assertIn(sentence, ended.said)
-        self.assertNotIn("Traceback", ended.said)
-
-    def assert_passed(self, ended: Ended) -> None:
-        """The drill passed."""
-        self.assertEqual(ended.status, 0, ended.said)
-        self.assertIn("The backup restores.", ended.said)
+    run: Callable[[Place], Ended]
+    parts: tuple[str, ...]
+    act: str = ""  # the one that is on record with an error
 
 
-# --- Told to stop ---------------------------------------------------------------------
+def signalled(number: signal.Signals, act: str, *arguments: str) -> Ending:
+    """A signal comes in an act."""
 
-
-@drills_ahead
-class SignalTests(DrillsAhead, Tests):
-    """A drill that is told to stop says so and leaves nothing, whatever it is at."""
-
-    table: ClassVar = {
-        f"{number.name} in {act}": (act, number)
-        for act in ACTS
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-
-    @staticmethod
-    def drilled(row: tuple[str, signal.Signals]) -> tuple[Ended, list[str]]:
-        """Send the signal in the act."""
-        act, number = row
-        with place() as here:
-            with here.caught(ACTS[act], DATABASE_URL=url_of()) as process:
-                process.send_signal(number)
-                stopped = ended(process, PROMPTLY)
-            return stopped, here.leftovers()
-
-    def judge_outcome(
-        self, row: tuple[str, signal.Signals], outcome: tuple[Ended, list[str]]
-    ) -> None:
-        """The drill ended with one sentence, on record for its act."""
-        (act, number), (stopped, leftovers) = row, outcome
-        self.assert_ended(stopped, f"interrupted ({number.name})", f"{act} error")
-        self.assertNotIn("of a killed run", stopped.said)
-        self.assertEqual(leftovers, [])
-
-
-# --- Told to stop at a bad moment, or held up -----------------------------------------
-
-
-class Story(NamedTuple):
-    """How a drill is brought to an end, and what it says then."""
-
-    told: Callable[[Place], Ended]
-    sentences: tuple[str, ...]
-
-
-def impatient(here: Place) -> Ended:
-    """Signals follow the first while the drill cleans up."""
-    with here.caught(ACTS["restore"], DATABASE_URL=url_of()) as process:
-        for number in 3 * [signal.SIGINT, signal.SIGTERM]:
+    def run(here: Place) -> Ended:
+        where = "" if "--throwaway" in arguments else url()
+        with here.caught(act, *arguments, url=where) as process:
             process.send_signal(number)
-        return ended(process, PROMPTLY)
+            return here.ended(process, PROMPTLY)
+
+    return Ending(run, (f"interrupted ({number.name})",), act)
 
 
-def interrupted_with_its_server(here: Place) -> Ended:
-    """The drill has a throwaway server."""
-    with here.caught(ACTS["creation"]) as process:
-        if not any("/data" in said for said in here.processes()):
-            raise AssertionError("there is no throwaway server")
-        process.send_signal(signal.SIGTERM)
-        return ended(process, PROMPTLY)
+def signalled_repeatedly(here: Place) -> Ended:
+    """Signals follow the first while the drill cleans up."""
+    with here.caught("restore", url=url()) as process:
+        for number in 3 * [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]:
+            process.send_signal(number)
+            time.sleep(0.02)
+        return here.ended(process, PROMPTLY)
 
 
-def interrupted_in_a_query(here: Place) -> Ended:
+def interrupted_in_a_migration(here: Place) -> Ended:
     """A migration's query runs."""
-    environment = slow_migration(here)
-    with here.started("--timeout", "3", **environment) as process:
+    with here.started("--timeout", "3", **slow_migration(here)) as process:
         here.await_stand_in(process)
         process.send_signal(signal.SIGINT)
-        return ended(process, PROMPTLY)
+        return here.ended(process, PROMPTLY)
 
 
 def with_a_slow_migration(here: Place) -> Ended:
     """A migration's query does not end."""
-    with here.started("--timeout", "3", **slow_migration(here)) as process:
-        return ended(process, PROMPTLY)
-
-
-def with_a_hanging_program(here: Place) -> Ended:
-    """pg_dump has a child, and neither ends."""
-    here.stand_in("pg_dump", "sleep 600 & sleep 600; exit 1")
-    return here.run("--timeout", "3", DATABASE_URL=url_of())
+    with here.started("--timeout", "2", **slow_migration(here)) as process:
+        return here.ended(process, PROMPTLY)
 
 
 def with_a_full_disk(here: Place) -> Ended:
     """pg_dump writes where there is no room."""
-    here.stand_in("pg_dump", TO_A_FULL_DISK, "*--file*")
-    return here.run(DATABASE_URL=url_of())
+    here.stand_in("pg_dump", TO_A_FULL_DISK, DUMPS)
+    return here.run(url=url())
 
 
 def slow_migration(here: Place) -> dict[str, str]:
-    """The environment of a project with a migration whose query takes two minutes."""
+    """How to run a drill of a project with a migration that takes two minutes."""
     migrations = here.folder / "site" / "slow" / "migrations"
     migrations.mkdir(parents=True)
     (migrations / "__init__.py").touch()
@@ -175,301 +121,172 @@ def slow_migration(here: Place) -> dict[str, str]:
     (migrations / "0001_initial.py").write_text(migration)
     (here.folder / "site" / "slow_settings.py").write_text(SLOW_SETTINGS)
     return {
-        "DATABASE_URL": url_of(),
+        "url": url(),
         "DJANGO_SETTINGS_MODULE": "slow_settings",
         "PYTHONPATH": str(here.folder / "site"),
     }
 
 
-@drills_ahead
-class StoryTests(DrillsAhead, Tests):
-    """Nothing that lasts or fails keeps a drill from ending with a sentence."""
+ENDINGS = {
+    "SIGTERM in set-up": signalled(signal.SIGTERM, "set-up"),
+    "SIGINT in creation": signalled(signal.SIGINT, "creation"),
+    "SIGHUP in creation": signalled(signal.SIGHUP, "creation"),
+    "SIGTERM in validation": signalled(signal.SIGTERM, "validation"),
+    "SIGINT in restore": signalled(signal.SIGINT, "restore"),
+    "SIGHUP with a throwaway server": signalled(
+        signal.SIGHUP, "restore", "--throwaway"
+    ),
+    "signals that follow the first": Ending(
+        signalled_repeatedly, ("interrupted (SIG",)
+    ),
+    "a signal in a migration": Ending(
+        interrupted_in_a_migration, ("interrupted (SIGINT)",)
+    ),
+    "a migration that hangs": Ending(
+        with_a_slow_migration, ("migrations", "--timeout")
+    ),
+    "a full disk": Ending(
+        with_a_full_disk, ("No space left on device", "make room on the disk")
+    ),
+}
 
-    table: ClassVar = {
-        "signals that follow the first": Story(impatient, ("interrupted (SIG",)),
-        "a signal with a throwaway server": Story(
-            interrupted_with_its_server, ("interrupted (SIGTERM)",)
-        ),
-        "a signal in a query": Story(interrupted_in_a_query, ("interrupted (SIGINT)",)),
-        "a migration that hangs": Story(
-            with_a_slow_migration,
-            ("migrations fail", "statement timeout", "--timeout SECONDS"),
-        ),
-        "a program that hangs": Story(
-            with_a_hanging_program,
-            (
-                "pg_dump did not end within 3 s, and was killed",
-                "allow more time with --timeout SECONDS",
-                "creation error",
-            ),
-        ),
-        "a full disk": Story(
-            with_a_full_disk,
-            ("creation error", "No space left on device", "make room on the disk"),
-        ),
-    }
 
-    @staticmethod
-    def drilled(row: Story) -> tuple[Ended, list[str]]:
-        """Let the story happen."""
+class EndingTests(Case, table=ENDINGS):
+    """Nothing that comes or lasts keeps a drill from ending with a sentence."""
+
+    def judge(self, row: Ending) -> None:
+        """The run ends as an error with its sentence."""
         with place() as here:
-            return row.told(here), here.leftovers()
-
-    def judge_outcome(self, row: Story, outcome: tuple[Ended, list[str]]) -> None:
-        """The drill ended with its sentences, and left nothing."""
-        stopped, leftovers = outcome
-        self.assert_ended(stopped, *row.sentences)
-        self.assertEqual(leftovers, [])
+            over = row.run(here)
+        self.assert_verdict(over, "error", *row.parts)
+        if row.act:
+            self.assertIn(f"{row.act} error", over.text)
+        self.assertNotIn("of a killed run", over.said)
 
 
-# --- Killed ---------------------------------------------------------------------------
+# --- Killed, and beside others --------------------------------------------------------
+
+DROPPED = r"(?m)^dropped a database of a killed run: (.*)$"
+DATABASES = "SELECT datname FROM pg_database WHERE datname ~ '^backup_drill_'"
 
 
-class KilledTests(Tests):
-    """What a killed run leaves is nobody's, and the next run sweeps it."""
+@contextmanager
+def own_server() -> Iterator[Server]:
+    """A server of the test's, on which no other test's drill drops orphans."""
+    with place() as home, private_server(home.folder) as made:
+        yield made
 
-    def test_sweep(self) -> None:
-        """Leftovers of kills in each act are swept; nothing else is, by any name."""
-        mark = f"{drill.MARK}0123456789abcdef_"
-        decoys = [f"{drill.MARK}notes", f"{mark}source_of_truth", f"{mark}Source"]
-        with place() as here, ExitStack() as stack:
-            for name in decoys:
-                stack.enter_context(database(name))
-            decoy_folders(here.temporary)
-            other = stack.enter_context(place(here.temporary))
-            caught = other.caught(ACTS["creation"], DATABASE_URL=url_of())
-            alive = stack.enter_context(caught)
-            kept, folders = databases(), {*here.temporary.iterdir()}
 
-            kill(here, *ACTS)
-            orphans = [name for name in databases() if name not in kept]
-            purposes = {name.rpartition("_")[2] for name in orphans}
-            self.assertLessEqual({"source", "restored"}, purposes)
-            abandoned = sorted({*here.temporary.iterdir()} - folders)
-            self.assertEqual(len(abandoned), len(ACTS))
-            told = [str(folder) for folder in abandoned if any(folder.iterdir())]
-            self.assertEqual(len(told), 2)  # the others had not written anything
+def databases_on(home: Server) -> set[str]:
+    """The databases that look like a drill's."""
+    return {name for (name,) in home.query("postgres", DATABASES)}
 
-            swept = here.run(DATABASE_URL=url_of())
-            self.assert_passed(swept)
-            self.assertEqual(sentences(DROPPED, swept.said), orphans)
-            self.assertEqual(sentences(REMOVED, swept.said), told)
-            self.assertEqual(databases(), kept)
-            self.assertEqual({*here.temporary.iterdir()}, folders)
+
+class KilledTests(Case):
+    """The reaper removes what a killed run leaves, and the next run its databases."""
+
+    def test_databases(self) -> None:
+        """Databases of killed runs are dropped; no other is, whatever its name."""
+        mark = "backup_drill_0123456789abcdef_"
+        decoys = {"backup_drill_notes", f"{mark}source_of_truth", f"{mark}Source"}
+        with own_server() as home, ExitStack() as stack:
+            for decoy in decoys:
+                home.query("postgres", f'CREATE DATABASE "{decoy}"')
+            other = stack.enter_context(place(home))
+            alive = stack.enter_context(other.caught("creation", url=home.url()))
+            kept = databases_on(home)
+            for act in ("creation", "restore"):
+                with place() as here, here.caught(act, url=home.url()) as process:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    here.ended(process)
+                    self.assertEqual(here.leftovers(), [])
+            orphans = sorted(databases_on(home) - kept)
+            purposes = {orphan.rpartition("_")[2] for orphan in orphans}
+            self.assertLessEqual({"restored", "reference"}, purposes)
+
+            with place(home) as here:
+                swept = here.run(url=home.url())
+            self.assert_verdict(swept, "passed")
+            self.assertLessEqual({*re.findall(DROPPED, swept.said)}, {*orphans})
+            self.assertEqual(databases_on(home), kept)
 
             other.let_go()
-            survivor = ended(alive)
-            self.assert_passed(survivor)
-            self.assertEqual(databases(), sorted(decoys))
+            self.assert_verdict(other.ended(alive), "passed")
+            self.assertEqual(databases_on(home), decoys)
 
     def test_throwaway_server(self) -> None:
-        """A killed run's private server is ended, and its folder removed."""
-        with place() as here:
-            kill(here, "creation", url="")
-            (folder,) = here.temporary.iterdir()
-            self.assertTrue([said for said in here.processes() if "/data" in said])
-            swept = here.run(DATABASE_URL=url_of())
-            self.assert_passed(swept)
-            self.assertEqual(sentences(REMOVED, swept.said), [str(folder)])
+        """The private server, the programs and the folder go at once."""
+        with place() as here, here.caught("restore", "--throwaway") as process:
+            self.assertTrue([*here.temporary.iterdir()])
+            self.assertIn("/postgres -D", str(here.processes()))
+            process.kill()
+            here.ended(process)
             self.assertEqual(here.leftovers(), [])
 
-
-@contextmanager
-def database(name: str) -> Iterator[None]:
-    """A database that is no drill's."""
-    maintenance = drill.maintenance(server())
-    execute(maintenance, f'CREATE DATABASE "{name}"')
-    try:
-        yield
-    finally:
-        execute(maintenance, f'DROP DATABASE "{name}"')
+    def test_orphan_that_cannot_be_dropped(self) -> None:
+        """It is named, and does not keep the next drill from its work."""
+        orphan = "backup_drill_00000000000000ff_source"
+        with own_server() as home:
+            home.query("postgres", f"CREATE DATABASE {orphan} IS_TEMPLATE true")
+            with place() as here:
+                over = here.run(url=home.url())
+        self.assert_verdict(over, "passed", orphan)
 
 
-def decoy_folders(temporary: Path) -> None:
-    """A folder, a file and a link that are no drill's, for all their names."""
-    notes = temporary / f"{drill.MARK}notes"
-    notes.mkdir()
-    (notes / "keep.txt").write_text("keep me")
-    report = temporary / f"{drill.MARK}report.json"
-    report.write_text("{}")
-    link = temporary / f"{drill.MARK}link"
-    link.symlink_to(notes)
-
-
-def kill(here: Place, *acts: str, url: str | None = None) -> None:
-    """Kill a run in each of the acts at one moment, so that none cleans up."""
-    url = url_of() if url is None else url
-    with ExitStack() as stack:
-        enter = stack.enter_context
-        places = {act: enter(place(here.temporary)) for act in acts}
-        runs = {
-            act: enter(other.bound_for(ACTS[act], DATABASE_URL=url))
-            for act, other in places.items()
-        }
-        for act in acts:
-            places[act].await_stand_in(runs[act])
-        for run in runs.values():
-            run.kill()
-        for run in runs.values():
-            ended(run)
-
-
-# --- Side by side ---------------------------------------------------------------------
-
-
-class CleaningUpTests(Tests):
-    """Nothing disturbs the cleaning up, and it hides nothing."""
-
-    def test_signal(self) -> None:
-        """A signal that comes while a database is dropped waits for that."""
-        dropped = []
-
-        def interrupted(database: drill.Database) -> None:
-            """Be told to stop, and drop all the same."""
-            signal.raise_signal(signal.SIGTERM)
-            drop(database)
-            dropped.append(database.name)
-
-        drop = drill.drop_database
-        with (
-            mock.patch.object(drill, "drop_database", interrupted),
-            self.assertRaisesRegex(KeyboardInterrupt, "SIGTERM"),
-            drill.interruptible(),
-            drill.scratch_database(server(), "source", "") as made,
-        ):
-            pass
-        self.assertEqual(dropped, [made.name])
-
-    def test_first_fault(self) -> None:
-        """A database that cannot be dropped does not hide why the drill failed."""
-        for fault in (
-            drill.BackupIsBad("3 rows are lost"),
-            KeyboardInterrupt("SIGINT"),
-        ):
-            with (
-                self.subTest(fault=fault),
-                self.assertLogs(drill.log, "WARNING") as said,
-                self.assertRaisesRegex(type(fault), str(fault)),
-                stuck(server()),
-            ):
-                raise fault
-            self.assertIn("is left behind", said.output[0])
-        with (
-            self.assertRaisesRegex(drill.NotJudged, "is left behind"),
-            stuck(server()),
-        ):
-            pass
-
-    def test_orphan_in_use(self) -> None:
-        """One that cannot be dropped does not keep the next drill from its work."""
-        name = f"{drill.MARK}00000000000000ff_source"
-        maintenance = drill.maintenance(server())
-        with place() as here, database(name):
-            execute(maintenance, f"ALTER DATABASE {name} IS_TEMPLATE true")
-            over = here.run(DATABASE_URL=url_of())
-            execute(maintenance, f"ALTER DATABASE {name} IS_TEMPLATE false")
-        self.assert_passed(over)
-        self.assertIn(f"{name}, of a killed run, is there still", over.said)
-
-
-@contextmanager
-def stuck(server: drill.Server) -> Iterator[None]:
-    """A scratch database that cannot be dropped, until the drill has given up."""
-    fault = drill.NotJudged("it is in use")
-    try:
-        with (
-            mock.patch.object(drill, "drop_database", side_effect=fault),
-            drill.scratch_database(server, "source", ""),
-        ):
-            yield
-    finally:
-        drill.drop_database(drill.Database(server, f"{server.mark}source"))
-
-
-class SideBySideTests(Tests):
-    """Any number of drills can share a server and a folder."""
+class BesideOthersTests(Case):
+    """Others on the server, and its end, do not disturb a drill more than they must."""
 
     def test_six_at_once(self) -> None:
-        """Six drills pass, though each meets the same leftovers to sweep."""
-        maintenance = drill.maintenance(server())
-        orphans = [f"{drill.MARK}00000000000000{n:02x}_source" for n in range(4)]
-        with place() as here, ExitStack() as stack:
-            kill(here, "validation")
-            (folder,) = here.temporary.iterdir()
-            for name in orphans:
-                execute(maintenance, f"CREATE DATABASE {name}")
-            started = [here.started(DATABASE_URL=url_of()) for _ in range(6)]
-            runs = [ended(run) for run in [*map(stack.enter_context, started)]]
+        """Six drills pass, though each meets the same orphans to drop."""
+        orphans = {f"backup_drill_00000000000000{n:02x}_source" for n in range(4)}
+        with own_server() as home, place(home) as here, ExitStack() as stack:
+            for orphan in orphans:
+                home.query("postgres", f"CREATE DATABASE {orphan}")
+            started = [here.started(url=home.url()) for _ in range(6)]
+            runs = [here.ended(run) for run in map(stack.enter_context, started)]
             for run in runs:
-                self.assert_passed(run)
+                self.assert_verdict(run, "passed")
             said = "".join(run.said for run in runs)
-            self.assertEqual({*sentences(DROPPED, said)}, {*orphans})
-            self.assertEqual({*sentences(REMOVED, said)}, {str(folder)})
-            self.assertEqual(here.leftovers(), [])
+            self.assertEqual({*re.findall(DROPPED, said)}, orphans)
 
-    def test_folder_that_is_swept_while_it_is_made(self) -> None:
-        """A folder that another run sweeps before it is locked is made anew."""
-        swept = []
-
-        def open_too_late(path: str | Path, *how: int, **more: int | None) -> int:
-            """What os.open does, once another run was faster."""
-            if not swept and isinstance(path, Path):
-                swept.append(path)
-                path.rmdir()
-            return opened(path, *how, **more)
-
-        opened = os.open
+    def test_session_of_another_role(self) -> None:
+        """One that looks into a scratch database, as autovacuum does, is waited for."""
         with (
+            role("CREATEDB") as name,
             place() as here,
-            mock.patch.object(tempfile, "tempdir", str(here.temporary)),
-            mock.patch.object(os, "open", open_too_late),
-            drill.private_folder() as folder,
+            here.caught("restore", url=url(user=name)) as process,
         ):
-            self.assertTrue(folder.is_dir())
-            self.assertEqual([path.parent for path in swept], [here.temporary])
-            self.assertNotEqual(swept, [folder])
+            (restored,) = query("postgres", RESTORED.format(name))[0]
+            words = {"user": "postgres", "dbname": restored}
+            session = driver.connect(host=str(server().data), **words)
+            timer = Timer(2.5, session.close)
+            timer.start()
+            here.let_go()
+            over = here.ended(process)
+            timer.join()
+        self.assert_verdict(over, "passed")
+        self.assertNotIn("left behind", over.said)
+
+    def test_server_that_goes_away(self) -> None:
+        """It is an error, not a failure, and a later run drops what was left there."""
+        with own_server() as home:
+            with place() as here, here.caught("restore", url=home.url()) as process:
+                home.control("stop", "-m", "immediate")
+                here.let_go()
+                stopped = here.ended(process)
+                home.control("start")
+            with place(home) as here:
+                swept = here.run(url=home.url())
+        self.assert_verdict(stopped, "error", "restore error")
+        self.assertRegex(stopped.said, "server closed|connection .*failed|went away")
+        self.assert_verdict(swept, "passed")
+        dropped = re.findall(DROPPED, swept.said)
+        self.assertIn("restored", {name.rpartition("_")[2] for name in dropped})
 
 
-# --- What goes wrong outside ----------------------------------------------------------
-
-
-class ServerGoneTests(Tests):
-    """A server that goes away ends the drill with a sentence; a later run sweeps."""
-
-    def test_shut_down_in_the_middle(self) -> None:
-        """It is an error, not a failure, and the drill does not wait for its return."""
-        mark = f"{drill.MARK}fedcba9876543210_"
-        with (
-            drill.private_folder() as folder,
-            drill.throwaway_server(folder, mark, OPTIONS.timeout, None) as own,
-        ):
-            data = own.settings["HOST"]
-            url = f"postgresql://postgres@{data.replace('/', '%2F')}/postgres"
-            said = ""
-            for act in ("creation", "restore"):
-                with place() as here:
-                    with here.caught(ACTS[act], DATABASE_URL=url) as process:
-                        control(data, "stop", "-m", "immediate")
-                        here.let_go()
-                        stopped = ended(process)
-                    said += stopped.said
-                    control(data, "start", "-l", "log")
-                    with self.subTest(act):
-                        self.assert_ended(stopped, f"{act} error", "judged")
-                        self.assertRegex(
-                            stopped.said, "server went away|that the server runs"
-                        )
-                        self.assertEqual(here.leftovers(), [])
-            with place() as here:
-                swept = here.run(DATABASE_URL=url)
-            self.assert_passed(swept)
-            names = sentences(DROPPED, said + swept.said)
-            purposes = {name.rpartition("_")[2] for name in names}
-            self.assertLessEqual({"source", "restored"}, purposes)
-
-
-def control(data: str, *arguments: str) -> None:
-    """Start or stop a server by pg_ctl."""
-    program = str(drill.server_programs(None) / "pg_ctl")
-    command = drill.Command((program, "-w", "-D", data, *arguments), BOUND)
-    drill.run(command, cwd=data, **drill.unprivileged_account())
+RESTORED = """
+SELECT datname
+  FROM pg_database
+ WHERE pg_get_userbyid(datdba) = '{}'
+   AND datname ~ '_restored$'
+"""

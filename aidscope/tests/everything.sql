@@ -1,34 +1,5 @@
-"""The suite's one throwaway server, and what the tables of damage start from.
+-- Every kind of object that a backup carries, beside those of the drill's sample.
 
-Each of these is made on first use, once for the whole run, from the one above it:
-
-    server     the script's own throwaway server, stopped when the run ends
-    backups    a rehearsal with EXTRA, backed up yesterday and, a row later, today
-    restored   the scratch database loaded from today's backup
-
-The rows of a table of damage then spoil a copy: of the file, or of `restored`.
-"""
-
-import atexit
-import functools
-import itertools
-import os
-import secrets
-import shutil
-import tempfile
-import unittest
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, nullcontext
-from pathlib import Path
-from typing import Any, NamedTuple
-from unittest import mock
-
-from scripts import test_backup_restore as drill
-
-OPTIONS = drill.Options(throwaway=True)
-# What the sample of the script does not have, and a backup carries.
-EXTRA = r"""
 CREATE ROLE drill_reader;
 CREATE ROLE drill_keeper;
 DO $$                                               -- no backup carries these
@@ -95,7 +66,7 @@ CREATE TABLE extra.line (
 );
 INSERT INTO extra.line
 SELECT 1 + n % 4, 'line ' || n / 4                  -- no key
-  FROM generate_series(1, 40) AS n;
+  FROM generate_series(1, 41) AS n;
 ALTER SEQUENCE extra.counter OWNED BY extra.line.value;
 CREATE TABLE extra."COPY extra.nil (id) FROM stdin;" ("\." text);
 INSERT INTO extra."COPY extra.nil (id) FROM stdin;"
@@ -189,192 +160,72 @@ SELECT lo_from_bytea(4712, '\x6d6f7265');
 ALTER LARGE OBJECT 4712 OWNER TO drill_keeper;
 GRANT SELECT ON LARGE OBJECT 4712 TO drill_reader;
 COMMENT ON LARGE OBJECT 4712 IS 'four bytes';
-"""
-TODAY = """
-INSERT INTO extra.line VALUES (1, 'today');
-UPDATE extra.value SET label = 'uno' WHERE id = 1;
-"""
-ANOTHER = """
-CREATE SCHEMA other;
-CREATE TABLE other.thing (id integer);
-INSERT INTO other.thing VALUES (1), (2);
-"""
 
+-- What a backup does not carry, or brings back in another form.
 
-# --- What is made once ----------------------------------------------------------------
+CREATE SCHEMA odd;
+CREATE TYPE odd.mood AS ENUM ('good', 'bad');
 
+CREATE TABLE odd.day (d date, n integer) PARTITION BY RANGE (d);
+CREATE TABLE odd.day_1 PARTITION OF odd.day
+   FOR VALUES FROM ('2024-01-01') TO ('2025-01-01');
+CREATE TABLE odd.day_x PARTITION OF odd.day DEFAULT PARTITION BY LIST (n);
+CREATE TABLE odd.day_x_1 PARTITION OF odd.day_x FOR VALUES IN (1);
+CREATE INDEX day_d ON odd.day (d);
+INSERT INTO odd.day VALUES ('2024-05-01', 1), ('2026-01-01', 1);
 
-@functools.cache
-def until_the_end() -> ExitStack:
-    """What lasts as long as the run.
+CREATE TABLE odd.week (d integer, m odd.mood) PARTITION BY RANGE (d);
+CREATE TABLE odd.week_1 PARTITION OF odd.week FOR VALUES FROM (0) TO (9)
+   PARTITION BY HASH (m);                           -- rows lie elsewhere once restored
+CREATE TABLE odd.week_1_0 PARTITION OF odd.week_1
+   FOR VALUES WITH (MODULUS 2, REMAINDER 0);
+CREATE TABLE odd.week_1_1 PARTITION OF odd.week_1
+   FOR VALUES WITH (MODULUS 2, REMAINDER 1);
+CREATE TABLE odd.week_2 PARTITION OF odd.week FOR VALUES FROM (10) TO (19);
+CREATE FOREIGN TABLE odd.week_3 PARTITION OF odd.week
+   FOR VALUES FROM (20) TO (29) SERVER island;
+INSERT INTO odd.week VALUES (1, 'good'), (2, 'bad'), (3, 'good'), (11, 'bad');
 
-    A module's cleanups run after that module: the next one would start a new server.
-    """
-    stack = ExitStack()
-    atexit.register(stack.close)
-    return stack
+CREATE TABLE odd.parent (a serial);              -- a foreign child has the sequence
+CREATE TABLE odd.child (b text) INHERITS (odd.parent);
+ALTER TABLE odd.parent ADD COLUMN z text DEFAULT 'z';
+ALTER TABLE odd.child DROP COLUMN b, ADD COLUMN c text;
+CREATE FOREIGN TABLE odd.sand (grain integer) INHERITS (odd.parent) SERVER island;
+CREATE FOREIGN TABLE odd.dune (id serial) SERVER island;
+INSERT INTO odd.parent (z) VALUES ('x');
+INSERT INTO odd.child (z, c) VALUES ('y', 'c');
 
+CREATE TABLE odd.kept AS SELECT 1 AS id;
+CREATE MATERIALIZED VIEW odd.stale AS SELECT id FROM odd.kept;
+CREATE MATERIALIZED VIEW odd.hollow AS SELECT 1 AS one WITH NO DATA;
+INSERT INTO odd.kept VALUES (-2);
+ALTER TABLE odd.kept ADD CONSTRAINT sign CHECK (id > 0) NOT VALID;
 
-@functools.cache
-def folder() -> Path:
-    """A private folder for the suite's files.
+CREATE TABLE odd.twice AS SELECT 1 AS id FROM generate_series(1, 2);
+CREATE INDEX broken ON odd.twice (id);
+UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'odd.broken'::regclass;
+CREATE UNLOGGED TABLE odd.hasty AS SELECT 1 AS id;
 
-    In memory, where there is room, a database is copied in a fifth of the time.
-    """
-    memory = Path("/dev/shm")
-    roomy = os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 2**30
-    parent = str(memory) if roomy else tempfile.gettempdir()
-    with mock.patch.object(tempfile, "tempdir", parent):
-        return until_the_end().enter_context(drill.private_folder())
+CREATE TABLE odd.a (id integer PRIMARY KEY, b integer);
+CREATE TABLE odd.b (id integer PRIMARY KEY, a integer);
+INSERT INTO odd.a VALUES (1, 2);
+INSERT INTO odd.b VALUES (2, 1);
+ALTER TABLE odd.a ADD FOREIGN KEY (b) REFERENCES odd.b;
+ALTER TABLE odd.b ADD FOREIGN KEY (a) REFERENCES odd.a;
 
+CREATE SCHEMA a;
+CREATE SCHEMA "a.b";
+CREATE TABLE a."b.c" AS SELECT n FROM generate_series(1, 3) AS n;
+CREATE TABLE "a.b".c AS SELECT n FROM generate_series(1, 5) AS n;
 
-@functools.cache
-def server() -> drill.Server:
-    """The throwaway server, with nothing of the project's in reach."""
-    mark = f"{drill.MARK}{secrets.token_hex(8)}_"
-    enter = until_the_end().enter_context
-    enter(drill.without_libpq_variables())
-    enter(drill.sealed_project())
-    started = enter(drill.throwaway_server(folder(), mark, OPTIONS.timeout, None))
-    enter(drill.holding_mark(started))
-    return started
-
-
-class Backups(NamedTuple):
-    """The backups of the suite."""
-
-    yesterday: drill.Backup
-    today: drill.Backup
-    another: drill.Backup  # of another database
-
-
-@functools.cache
-def backups() -> Backups:
-    """Yesterday's and today's backup of one source, and another database's."""
-    with drill.rehearsal(server()) as source:
-        execute(source, EXTRA)
-        yesterday = dumped(source, "yesterday")
-        execute(source, TODAY)
-        today = dumped(source, "today")
-    with drill.scratch_database(server(), "source", today.locale) as source:
-        execute(source, ANOTHER)
-        return Backups(yesterday, today, dumped(source, "another"))
-
-
-def dumped(source: drill.Database, name: str) -> drill.Backup:
-    """A backup of the source, in a folder of this name."""
-    target = folder() / name
-    target.mkdir()
-    return drill.dumped(source, OPTIONS, target)
-
-
-@functools.cache
-def restored() -> drill.Database:
-    """The database that today's backup restores: nobody writes to it."""
-    backup = backups().today
-    healthy = drill.scratch_database(server(), "healthy", backup.locale)
-    database = until_the_end().enter_context(healthy)
-    drill.load_backup(backup, database, OPTIONS.jobs)
-    return database
-
-
-@functools.cache
-def reference() -> tuple[drill.Database, drill.Contents]:
-    """The database with today's schema and no rows, and what it holds."""
-    made = drill.reference_database(backups().today, server())
-    database = until_the_end().enter_context(made)
-    return database, drill.contents_of(database)
-
-
-# --- What each row needs --------------------------------------------------------------
-
-
-@contextmanager
-def copy_of_restored() -> Iterator[drill.Database]:
-    """A copy of the restored database, to be spoiled."""
-    copy = next(copies())
-    try:
-        yield copy
-    finally:
-        drill.drop_database(copy)
-
-
-@functools.cache
-def copies() -> Iterator[drill.Database]:
-    """Copies of the restored database, each made while the one before it is in use."""
-
-    def make(number: int) -> drill.Database:
-        copy = drill.Database(server(), f"{server().mark}copy_{number}")
-        sql = f"CREATE DATABASE {copy.name} TEMPLATE {restored().name}"
-        execute(drill.maintenance(server()), sql)
-        return copy
-
-    def made_ahead() -> Iterator[drill.Database]:
-        with ThreadPoolExecutor(1) as pool:
-            coming = pool.submit(make, 0)
-            for number in itertools.count(1):
-                copy = coming.result()
-                coming = pool.submit(make, number)
-                yield copy
-
-    restored()  # in this thread
-    return made_ahead()
-
-
-def departures_of(database: drill.Database) -> list[str]:
-    """How the database departs from the source of today's backup, as the drill says.
-
-    The drill makes a reference for each comparison. It depends on the backup alone, and
-    takes three times as long as the rest: here, one serves all.
-    """
-    kept, contents = reference()
-    read = drill.contents_of
-
-    def contents_of(asked: drill.Database) -> drill.Contents:
-        return contents if asked is kept else read(asked)
-
-    found = read(database)
-    with (
-        mock.patch.object(drill, "reference_database", lambda *_: nullcontext(kept)),
-        mock.patch.object(drill, "contents_of", contents_of),
-    ):
-        return drill.departures(backups().today, found, database)
-
-
-def execute(database: drill.Database, sql: str) -> None:
-    """Run SQL on the database."""
-    with drill.session(database) as cursor:
-        cursor.execute(sql)
-
-
-def table_of_tests(table: dict[str, tuple]) -> Callable[[type], type]:
-    """Give a test case a test for each row of the table: `self.judge(*row)`.
-
-    The key of a row is what its test is called, and what it says with -v.
-    """
-
-    def with_tests(case: type[unittest.TestCase]) -> type[unittest.TestCase]:
-        for name, row in table.items():
-            test = test_of(name, row)
-            assert not hasattr(case, test.__name__), f"two rows are called {name!r}"
-            setattr(case, test.__name__, test)
-        return case
-
-    return with_tests
-
-
-def test_of(name: str, row: tuple) -> Callable[[Any], None]:
-    """The test for one row."""
-
-    def test(case: Any) -> None:
-        case.judge(*row)
-
-    words = "".join(c if c.isalnum() else " " for c in name).split()
-    test.__name__ = "_".join(["test", *words])
-    test.__doc__ = name
-    return test
-
-
-def first_lines(sentences: list[str], most: int = 3) -> str:
-    """The first sentences, as a reader meets them."""
-    return "\n".join(sentences[:most]) or "nothing"
+CREATE SEQUENCE odd.untouched;
+CREATE SEQUENCE odd.downwards INCREMENT -5;
+CREATE TABLE odd.counted (
+    id   bigint GENERATED ALWAYS AS IDENTITY,
+    old  serial,
+    down integer DEFAULT nextval('odd.downwards')
+);
+INSERT INTO odd.counted DEFAULT VALUES;
+SELECT setval('odd.counted_old_seq', 7, false);
+CREATE SEQUENCE odd.round MAXVALUE 3 CYCLE;
+SELECT nextval('odd.round') FROM generate_series(1, 4);
