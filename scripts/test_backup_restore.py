@@ -46,7 +46,6 @@ import unittest
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple
 from urllib.parse import quote
@@ -62,6 +61,7 @@ __unittest = True  # unittest then shows our sentences without the frames of thi
 log = logging.getLogger("backup_drill")
 MARK = "backup_drill_"  # what the names of our databases and folders begin with
 CHUNK = 2**20  # bytes read at once
+ISO = "%Y-%m-%dT%H:%M:%S+00:00"
 
 
 class BackupIsBad(AssertionError):
@@ -254,11 +254,10 @@ class BackupRestoreTests(unittest.TestCase):
         facts |= {"tables": len(tables), "rows": sum(tables)}
         facts["objects"] = len(expected.definitions)
         with step("use the restored database"):
-            facts["pending_migrations"] = self.project.ask(
-                "pending migrations", restored
-            )
-            faults = faults_in_use(restored, facts["pending_migrations"])
-            refuse("the restored database cannot be used", faults * backup.rehearsal)
+            pending = self.project.ask("pending migrations", restored)
+            facts["pending_migrations"] = pending
+            faults = faults_in_use(restored, pending) if backup.rehearsal else []
+            refuse("the restored database cannot be used", faults)
         with step("make differences, and see them"):
             require_differences_seen(restored, found)
         refuse("the restore took too long", beyond(seconds, self.options.max_restore))
@@ -300,7 +299,6 @@ def step(what: str) -> Iterator[None]:
 @contextmanager
 def interruptible() -> Iterator[None]:
     """The first signal that asks for an end raises KeyboardInterrupt; later ones do not."""
-
     interrupted = []
 
     def interrupt(number: int, _frame: object) -> None:
@@ -351,14 +349,15 @@ PASSED_ON += ("PGPASSFILE", "PGSERVICEFILE", "PGSYSCONFDIR")
 @contextmanager
 def started_run(options: Options) -> Iterator["Run"]:
     """A run with its folder; the reaper removes that, and ends what still runs."""
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036  a sentence, for those who have it
         raise NotJudged("this Python is too old", "use Python 3.11 or later")
     # Python's tempfile falls back to another folder where TMPDIR is no good.
     parent = Path(os.environ.get("TMPDIR") or tempfile.gettempdir()).resolve()
     folder = parent / f"{MARK}{os.urandom(8).hex()}"
     folder.mkdir(mode=0o700)
     words = ("/bin/sh", "-c", REAPER, "reaper", folder)
-    how = {"stdin": subprocess.PIPE, "bufsize": 0, "stderr": subprocess.DEVNULL}
+    how = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "bufsize": 0}
+    how["stdin"] = subprocess.PIPE
     how["start_new_session"] = True  # a signal to this process and its group spares it
     with subprocess.Popen(words, **how) as reaper:
         try:
@@ -394,7 +393,7 @@ class Run:
     def started(self, *arguments: Any, **how: Any) -> Iterator["Process"]:
         """A program that runs beside this one; killed with its children on leaving."""
         kept = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-        how["env"] = kept | {"LC_ALL": "C"} | how.get("env", {})
+        how.setdefault("env", kept | {"LC_ALL": "C"} | how.pop("more", {}))
         about = self, how.pop("on", ""), how.pop("fault", NotJudged)
         with spool() as out, spool() as err:
             how = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": err} | how
@@ -434,8 +433,10 @@ class Run:
 
 def spool(text: str = "") -> BinaryIO:
     """A file for what a program reads or says; in memory, if possible: disks fill up."""
-    memory = hasattr(os, "memfd_create")  # Linux
-    file = open(os.memfd_create("spool"), "w+b") if memory else tempfile.TemporaryFile()
+    if hasattr(os, "memfd_create"):  # Linux
+        file = os.fdopen(os.memfd_create(""), "w+b")
+    else:
+        file = tempfile.TemporaryFile()  # noqa: SIM115
     file.write(text.encode("utf-8", "surrogateescape"))
     file.seek(0)
     return file
@@ -461,8 +462,10 @@ def wait_for(*processes: "Process") -> None:
             # Behind unittest's dots: the cursor is saved, and brought back.
             said, shown = f"{processes[0].name}: {now - began:.0f} s", now
             print(f"\x1b7 {said}\x1b[K\x1b8", end="", file=sys.stderr, flush=True)
-        time.sleep(0.005)
+        time.sleep(0.002)
         now = time.monotonic()
+    if shown > began:
+        print("\x1b[K", end="", file=sys.stderr, flush=True)
     for process in processes:
         if process.popen.returncode:
             raise process.failure()
@@ -477,7 +480,7 @@ def wait_for(*processes: "Process") -> None:
 # the function of PostgreSQL's that reported it, are not.
 REPORT = re.compile(r"^psql:.*?:(\d+): \S+:  ([0-9A-Z]{5}): (.*)", re.MULTILINE)
 LOCATION = re.compile(r"^LOCATION:  (\w+)|\Z", re.MULTILINE)
-FAULT = re.compile(r"^.*\b(?:error|FATAL|ERROR|PANIC): .*|.*", re.MULTILINE)
+FAULT = re.compile(r"^.*\b(?:error|FATAL|ERROR|PANIC): .*", re.MULTILINE)
 # A function, a SQLSTATE or how one begins: no fault of the backup's, and what to do.
 OUTSIDE = {
     "get_role_oid": "use a server that has the role, or --throwaway",
@@ -535,7 +538,8 @@ class Process:
         """What it means that it did not end well."""
         status, said = self.popen.returncode, self.said().strip()
         reports = [*REPORT.finditer(said)][-1:]  # warnings may precede the error
-        sentence = FAULT.search(said)[0]
+        found = FAULT.search(said)
+        sentence = found[0] if found else said.partition("\n")[0]
         hint = hint_for(sentence)
         if reports:
             sentence, hint = report_of(said[reports[0].start() :])
@@ -600,9 +604,8 @@ class Project:
             line = json.dumps([request, place])
             self.process.popen.stdin.write(f"{line}\n".encode())
         text = b""
-        for piece in self.run.pieces(
-            self.process.popen.stdout, f"the project's {request}"
-        ):
+        stdout, what = self.process.popen.stdout, f"what the project does: {request},"
+        for piece in self.run.pieces(stdout, what):
             text += piece
             if text.endswith(b"\n"):
                 break
@@ -835,7 +838,7 @@ class Database:
         if program == "psql":  # pg_dump would write the backup so
             environment["PGCLIENTENCODING"] = self.client_encoding
         words = (self.folder / program, "--no-password", "--dbname", self.conninfo)
-        how |= {"on": self.name, "env": environment}
+        how |= {"on": self.name, "more": environment}
         return self.run.started(*words, *arguments, **how)
 
     @property
@@ -1182,7 +1185,7 @@ class Backup:
         facts["not_compared"] = dict.fromkeys(NEVER_COMPARED, "")
         if self.source:
             return facts | {"seconds_to_back_up": round(self.seconds, 3)}
-        written = datetime.fromtimestamp(round(self.written), timezone.utc).isoformat()
+        written = time.strftime(ISO, time.gmtime(self.written))
         age = round(time.time() - self.written)
         return facts | {"backup_written": written, "backup_age_seconds": age}
 
@@ -1233,7 +1236,7 @@ def dumped(source: Database) -> Backup:
     how = ["--no-sync", "--format", form, "--file", path]
     how += ["--jobs", run.options.jobs] if form == "directory" else []
     with step("write the backup, read the source"), source.session() as holder:
-        earlier = source.sequences()
+        earlier = source.sequences() if run.options.live else None
         holder.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         holder.execute("SELECT pg_export_snapshot()")
         (snapshot,) = holder.fetchone()
@@ -1253,7 +1256,8 @@ def dumped(source: Database) -> Backup:
             wait_for(definitions, facts)
             script = text_of(definitions.stdout)
             contents = contents_from(text_of(facts.stdout), script)
-        contents, later = replace(contents, sequences=earlier), source.sequences()
+        later = source.sequences() if earlier else contents.sequences
+        contents = replace(contents, sequences=earlier or contents.sequences)
     known = (source, contents, later, script, seconds)
     return Backup(path, form, sha256, time.time(), *known)
 
@@ -1676,8 +1680,8 @@ SELECT format('SELECT json_build_array(''sequence'', %L, %L, last_value, is_call
 # A standby has no unlogged table.
 ROWS = RELATION + r"""
 SELECT format('SELECT json_build_array(''rows'', %L, %L, %L, %L, count(*), '
-              'coalesce(sum(%s), 0)) FROM ONLY %I.%I AS t', r.nspname, r.relname,
-              root.nspname, root.relname, coalesce(hash, '0'), r.nspname, r.relname)
+              'coalesce(sum(%s), 0)) FROM ONLY %1$I.%2$I AS t', r.nspname, r.relname,
+              root.nspname, root.relname, coalesce(hash, '0'))
   FROM relation AS r
   LEFT JOIN relation AS root ON root.oid = nullif(pg_partition_root(r.oid), r.oid)
   LEFT JOIN (
@@ -2005,67 +2009,48 @@ def faults_in_use(restored: Database, pending: list[str]) -> list[str]:
 
 def require_differences_seen(restored: Database, found: Contents) -> None:
     """Raise NotJudged unless a change of a name, a definition and a value is seen."""
-    changed = {
-        "names": found.names - {*sorted(found.names - {*found.uncarried})[:1]},
-        "definitions": dict([*found.definitions.items()][1:]),
-        "rows": changed_rows(restored, found),
-    }
+    names, definitions = sorted(found.names - {*found.uncarried}), [*found.definitions]
+    changed = {}
+    if names:
+        changed["names"] = found.names - {names[0]}
+    if definitions:
+        changed["definitions"] = {d: found.definitions[d] for d in definitions[1:]}
+    if any(r.count for thing, r in found.rows.items() if thing != LARGE_OBJECTS):
+        changed["rows"] = changed_rows(restored, found)
     for what, less in changed.items():
-        kept = less is found.rows if what == "rows" else less == getattr(found, what)
-        if not kept and not differences(found, replace(found, **{what: less})):
+        if not differences(found, replace(found, **{what: less})):
             raise NotJudged(f"the drill's own comparison saw no change of {what}")
 
 
-# What could be changed in a table, the smallest first: a value becomes NULL, or else all
-# rows go, which triggers, rules and constraints seldom forbid.
-CHANGES = """
-SELECT r.oid, change
-  FROM relation AS r,
-       LATERAL (
-           SELECT attnotnull, format('UPDATE ONLY %1$I.%2$I SET %3$I = NULL WHERE ctid = '
-                      '(SELECT ctid FROM ONLY %1$I.%2$I WHERE %3$I IS NOT NULL LIMIT 1) '
-                      'RETURNING %3$I IS NULL', nspname, relname, attname)
-             FROM pg_attribute
-            WHERE attrelid = r.oid
-              AND attnum > 0
-            UNION ALL
-           SELECT true, format('TRUNCATE ONLY %I.%I', nspname, relname)
-       ) AS possible (hard, change)
- WHERE relkind = 'r'
-   AND pg_relation_size(r.oid) > 0
-   AND NOT of_extension
- ORDER BY hard, pg_relation_size(r.oid), change DESC
-"""
+# The same of a table whose first row had NULL for each value.
+ALTERED = ROWS.replace(
+    "ONLY %1$I.%2$I AS t",
+    "((SELECT * FROM ONLY %1$I.%2$I OFFSET 1) UNION ALL SELECT (NULL::%1$I.%2$I).*) AS t",
+)
 
 
 def changed_rows(restored: Database, found: Contents) -> dict[str, Rows]:
-    """The rows after a change to the restored database, which is taken back."""
-    if not any(found.rows[each].count for each in found.rows if each != LARGE_OBJECTS):
-        return found.rows
+    """The rows as they would be read after a change of the smallest table."""
+    size = "pg_relation_size(r.oid)"
+    smallest = f"AND {size} > 0 ORDER BY {size}, r.oid"
     with restored.session() as cursor:
         cursor.execute(PINNED)
-        cursor.execute(RELATION + CHANGES)
-        for oid, change in cursor.fetchall():
-            cursor.execute("BEGIN")
-            with suppress(driver.Error):  # a constraint or a trigger objects
-                _, before = rows_of(cursor, oid)
-                cursor.execute(change)
-                # A trigger may take the change back.
-                if not cursor.description or cursor.fetchone() == (True,):
-                    thing, after = rows_of(cursor, oid)
-                    thing = thing if thing in found.rows else after.root
-                    count, total, _ = found.rows[thing]
-                    count, total = count - before.count, total - before.hash
-                    rows = Rows(count + after.count, total + after.hash)
-                    return {**found.rows, thing: rows}
-            cursor.execute("ROLLBACK")
-    raise NotJudged("no value could be changed, to see that values are compared")
+        cursor.execute(ROWS + smallest)
+        plain = cursor.fetchall()
+        cursor.execute(ALTERED + smallest)
+        for queries in zip(plain, cursor.fetchall(), strict=True):
+            (thing, before), (_, after) = (rows_of(cursor, *query) for query in queries)
+            if after.hash != before.hash:  # it had a value
+                thing = thing if thing in found.rows else after.root
+                count, total, _ = found.rows[thing]
+                changed = Rows(count, total - before.hash + after.hash)
+                return {**found.rows, thing: changed}
+    return found.rows
 
 
-def rows_of(cursor: Any, oid: int) -> tuple[str, Rows]:
+def rows_of(cursor: Any, query: str) -> tuple[str, Rows]:
     """One table, as a thing, and its rows."""
-    cursor.execute(f"{ROWS} AND r.oid = {oid}")
-    cursor.execute(*cursor.fetchone())
+    cursor.execute(query)
     [item] = contents_from(json.dumps(*cursor.fetchone())).rows.items()
     return item
 
@@ -2097,7 +2082,7 @@ class Evidence:
             "tests": {},
             "source": source,
             "database": options.database,
-            "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "time": time.strftime(ISO, time.gmtime()),
         }
         limits = {"max_age": options.max_age, "max_restore": options.max_restore}
         self.facts |= {f"{name}_seconds": n for name, n in limits.items() if n}
