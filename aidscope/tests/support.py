@@ -63,6 +63,11 @@ def once(make: Callable[[], Any]) -> Callable[[], Any]:
     return made
 
 
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    # As under nohup. A drill would inherit that; it does not inherit a handler.
+    signal.signal(signal.SIGHUP, lambda *_: None)
+
+
 # --- Tests that run two at a time -----------------------------------------------------
 
 POOL = ThreadPoolExecutor(2)
