@@ -313,6 +313,20 @@ def interruptible() -> Iterator[None]:
         signal.signal(each, signal.SIG_IGN if interrupted else handler)
 
 
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Heed a signal that asks for an end when the block is over."""
+    came = []
+    before = handle_endings(lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        for number in came[:1]:
+            signal.raise_signal(number)
+
+
 def handle_endings(handler: Callable[..., None]) -> dict[signal.Signals, Any]:
     """Set the handler of the signals that ask for an end; return those before."""
     endings = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -334,9 +348,10 @@ while read -r line; do
     esac
 done
 for id in $groups; do kill -s KILL -- "-$id"; done
-if read -r server < "$1/data/postmaster.pid"; then
-    kill -QUIT "$server"
-    while kill -0 "$server"; do sleep 0.02; done
+file="$1/data/postmaster.pid"  # which a server that ends removes
+if read -r server < "$file"; then
+    kill -s QUIT "$server"
+    while [ -e "$file" ] && kill -0 "$server"; do sleep 0.02; done
 fi
 rm -rf -- "$1"
 """
@@ -395,20 +410,23 @@ class Run:
         kept = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
         how.setdefault("env", kept | {"LC_ALL": "C"} | how.pop("more", {}))
         about = self, how.pop("on", ""), how.pop("fault", NotJudged)
-        with spool() as out, spool() as err:
+        with spool() as out, spool() as err, ExitStack() as stack:
             how = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": err} | how
             how |= {"start_new_session": True, "umask": 0o077, "bufsize": 0}
-            popen = subprocess.Popen([*map(str, arguments)], **how)
-            try:
+            with uninterrupted():
+                popen = subprocess.Popen([*map(str, arguments)], **how)
                 self.reaper.stdin.write(f"+{popen.pid}\n".encode())
-                yield Process(popen, out, err, time.monotonic(), *about)
-            finally:
-                with suppress(ProcessLookupError):
-                    os.killpg(popen.pid, signal.SIGKILL)
-                popen.wait()
-                for pipe in filter(None, (popen.stdin, popen.stdout)):
-                    pipe.close()
-                self.reaper.stdin.write(f"-{popen.pid}\n".encode())
+                stack.callback(self.end, popen)
+            yield Process(popen, out, err, time.monotonic(), *about)
+
+    def end(self, popen: subprocess.Popen) -> None:
+        """Kill a program with its children, if it still runs."""
+        with suppress(ProcessLookupError):
+            os.killpg(popen.pid, signal.SIGKILL)
+        popen.wait()
+        for pipe in filter(None, (popen.stdin, popen.stdout)):
+            pipe.close()
+        self.reaper.stdin.write(f"-{popen.pid}\n".encode())
 
     def output(self, *arguments: Any, **how: Any) -> str:
         """What a program writes to stdout, once it has ended well."""

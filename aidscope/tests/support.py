@@ -628,6 +628,7 @@ class Place:
             raise AssertionError("the drill did not come to wait")
         if not self.waiting:
             raise AssertionError(f"the drill ended early: {self.ended(process).said}")
+        time.sleep(0.1)  # until it has told its reaper of the programs beside that one
 
     @property
     def waiting(self) -> list[str]:
