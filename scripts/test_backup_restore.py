@@ -114,7 +114,7 @@ INSERT INTO backup_drill.item (kind, "Note") VALUES
     ('awkward', E'a\ttab, a\nnew line, a\rreturn'), ('awkward', '  blanks at both ends  '),
     ('awkward', '\.'), ('awkward', E'COPY backup_drill.item (id) FROM stdin;\n1\n\\.\n'),
     ('awkward', NULL), ('awkward', ''), ('awkward', '\N'),  -- NULL is neither
-    ('awkward', 'naïve Ünïcödé, 日本語, العربية, 🚑, e' || U&'\0301' || ' is not é'),
+    ('awkward', 'naïve Ünïcödé, 日本語, العربية, 🚑, é is not é'),
     ('awkward', '-- PostgreSQL database dump complete'),
     ('awkward', repeat('long enough for TOAST ', 5000));
 INSERT INTO backup_drill.item (amount, ratio, share, born, seen, lasted) VALUES
@@ -200,12 +200,15 @@ class BackupRestoreTests(unittest.TestCase):
     @classmethod
     def find_server(cls) -> None:
         """Find the server and its programs, with the project's databases out of reach."""
+        if sys.version_info < (3, 11):  # noqa: UP036  a sentence, for those who have it
+            raise NotJudged("this Python is too old", "use Python 3.11 or later")
         if cls.options.report:  # better told now than after the work
             write_evidence("the report", cls.options.report, "a", "")
         cls.enterClassContext(interruptible())
         run = cls.enterClassContext(started_run(cls.options))
         cls.project = cls.enterClassContext(started_project(run))
         cls.configured, cls.server = cls.enterClassContext(started_servers(cls.project))
+        cls.project.ask("set-up")  # done meanwhile
         programs = cls.server.programs
         cls.evidence.facts |= {"server": cls.server.version, "programs": programs}
 
@@ -364,10 +367,8 @@ PASSED_ON += ("PGPASSFILE", "PGSERVICEFILE", "PGSYSCONFDIR")
 @contextmanager
 def started_run(options: Options) -> Iterator["Run"]:
     """A run with its folder; the reaper removes that, and ends what still runs."""
-    if sys.version_info < (3, 11):  # noqa: UP036  a sentence, for those who have it
-        raise NotJudged("this Python is too old", "use Python 3.11 or later")
     # Python's tempfile falls back to another folder where TMPDIR is no good.
-    parent = Path(os.environ.get("TMPDIR") or tempfile.gettempdir()).resolve()
+    parent = Path(os.environ.get("TMPDIR") or tempfile.gettempdir()).absolute()
     folder = parent / f"{MARK}{os.urandom(8).hex()}"
     folder.mkdir(mode=0o700)
     words = ("/bin/sh", "-c", REAPER, "reaper", folder)
@@ -502,6 +503,7 @@ FAULT = re.compile(r"^.*\b(?:error|FATAL|ERROR|PANIC): .*", re.MULTILINE)
 # A function, a SQLSTATE or how one begins: no fault of the backup's, and what to do.
 OUTSIDE = {
     "get_role_oid": "use a server that has the role, or --throwaway",
+    "check_session_authorization": "use a server that has the role",
     "get_tablespace_oid": "use a server that has the tablespace",
     "parse_extension_control_file": "install the extension on the server",
     "find_option": "a newer pg_dump wrote it: use the programs of the server's version",
@@ -527,6 +529,7 @@ HINTS = {
     "(statement|lock) timeout": "allow more time with --timeout",
     "No space|could not (extend|write)": "make room on the disk",
     "permission denied|row-level security": "use a role that may read everything",
+    "must be (superuser|owner)": "use a superuser, or --throwaway",
     "locale|LC_C": "install the locale on the machine of the server",
 }
 
@@ -561,6 +564,10 @@ class Process:
         hint = hint_for(sentence)
         if reports:
             sentence, hint = report_of(said[reports[0].start() :])
+        elif (
+            self.on and self.name == "pg_restore"
+        ):  # it gives no code, and quotes values
+            sentence, hint = "", hint or "run without --jobs: psql tells what it means"
         ended = f"exited with {status}" if status > 0 else f"died of signal {-status}"
         where = f' on database "{self.on}"' if self.on else ""
         judged = status == 3 and reports and not hint
@@ -609,6 +616,7 @@ class Project:
     run: Run
     process: Process
     engine: str = ""
+    connection: dict[str, Any] | None = None  # None also where nobody needs it
 
     def ask(self, request: str, database: "Database | None" = None) -> Any:
         """The answer to a request, for which the project has the database.
@@ -637,9 +645,11 @@ class Project:
 def started_project(run: Run) -> Iterator[Project]:
     """The project's process, which has imported the settings."""
     alias, bound = run.options.database, run.options.timeout
+    needed = run.options.live or not run.options.throwaway
     # Settings may read any variable; in this process, libpq must not.
     how = {"env": dict(os.environ), "stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with run.started(sys.executable, __file__, PROJECT, alias, bound, **how) as process:
+    words = (sys.executable, __file__, PROJECT, alias, bound, "connection" * needed)
+    with run.started(*words, **how) as process:
         hidden = {k: os.environ.pop(k) for k in [*os.environ] if LIBPQ.match(k)}
         try:
             aliases, engine, *passwords = Project(run, process).ask("settings")
@@ -647,14 +657,16 @@ def started_project(run: Run) -> Iterator[Project]:
             if alias not in aliases:
                 known = f"known: {', '.join(aliases)}"
                 raise NotJudged(f"settings.DATABASES has no {alias!r}", known)
-            yield Project(run, process, engine)
+            project = Project(run, process, engine)
+            connection = project.ask("connection") if needed else None
+            yield replace(project, connection=connection)
         finally:
             os.environ.update(hidden)
             if said := run.redacted(process.said()).splitlines():
                 log.info("the project says:\n%s", indented(said, 100))
 
 
-def serve_project(alias: str, timeout: str) -> None:
+def serve_project(alias: str, timeout: str, needed: str) -> None:
     """Import the project with no database in reach, and answer requests until EOF.
 
     An exception ends the process; what can be shown of it is the answer.
@@ -667,25 +679,33 @@ def serve_project(alias: str, timeout: str) -> None:
     def answer(value: Any, fault: str = "") -> None:
         print(json.dumps([value, fault]), file=answers, flush=True)
 
+    def reply(value: Any) -> None:
+        requests.readline()
+        answer(value)
+
     sys.excepthook = lambda _kind, error, _trace: answer(None, told(error, act))
     databases = imported_databases()
     own = databases.get(alias, {"ENGINE": f"{BACKENDS}dummy", "OPTIONS": {}})
     options = [db["OPTIONS"] | {"": db["PASSWORD"]} for db in databases.values()]
     secrets = [str(o.get(k) or "") for o in options for k in ("", *SECRET_OPTIONS)]
-    answer([[*databases], own["ENGINE"], *filter(None, secrets)])
+    reply([[*databases], own["ENGINE"], *filter(None, secrets)])
+    # Before the long work, beside which the drill uses it. Others may need the apps.
+    early = needed and own["ENGINE"].startswith(BACKENDS)
+    act = "the project fails: its connection"
+    if early:
+        reply(connection_words(own, alias))
     act = "the project cannot be set up"
     sealed = set_up_project(own)
-    requests.readline()  # for the settings
+    if needed and not early:
+        reply(connection_words(own, alias))
+    reply("set up")
+    options = f"-c statement_timeout={round(float(timeout) * 1000)}"
+    options += " -c default_transaction_read_only=off"
     for request, place in map(json.loads, requests):
         act = f"the project fails: its {request}"
-        if request == "connection":
-            answer(connection_words(own, alias))
-        else:
-            options = f"-c statement_timeout={round(float(timeout) * 1000)}"
-            options += " -c default_transaction_read_only=off"
-            point_project_at(scratch_settings(own, sealed["ENGINE"], place, options))
-            answer(answer_from_django(request, alias))
-            point_project_at(sealed)
+        point_project_at(scratch_settings(own, sealed["ENGINE"], place, options))
+        answer(answer_from_django(request, alias))
+        point_project_at(sealed)
 
 
 def told(error: BaseException | None, act: str) -> str:
@@ -921,7 +941,7 @@ def configured_server(project: Project) -> Database | None:
             raise NotJudged(f"no database is configured as {options.database!r}", hint)
         log.warning("no database is configured: using a throwaway server")
         return None
-    if not (found := project.ask("connection")):
+    if not (found := project.connection):
         fact = f"the configured database is not PostgreSQL but {project.engine}"
         raise NotJudged(fact, hint)
     words = found["words"]
@@ -1071,11 +1091,11 @@ def scratch_work(server: Database) -> Iterator[None]:
 
 def drop_databases(server: Database, purpose: str = "") -> None:
     """Drop the scratch databases of this run, or one, and of runs that are gone."""
-    mark, name = server.run.mark, "a scratch database"
-    try:
-        with server.session() as cursor:
-            cursor.execute(DROPPABLE, [SCRATCH_NAME, mark + purpose])
-            for name, subscriptions, _ in sorted(cursor.fetchall()):
+    mark = server.run.mark
+    with left_behind("a scratch database"), server.session() as cursor:
+        cursor.execute(DROPPABLE, [SCRATCH_NAME, mark + purpose])
+        for name, subscriptions, _ in sorted(cursor.fetchall()):
+            with left_behind(name):
                 if subscriptions:
                     with replace(server, name=name).session() as inside:
                         # An event trigger may forbid DDL.
@@ -1086,9 +1106,16 @@ def drop_databases(server: Database, purpose: str = "") -> None:
                     cursor.execute(f"DROP DATABASE IF EXISTS {name}")
                 if not name.startswith(mark):
                     log.warning("dropped a database of a killed run: %s", name)
-    except NotJudged as error:
+
+
+@contextmanager
+def left_behind(name: str) -> Iterator[None]:
+    """Warn of what cannot be dropped, and go on."""
+    try:
+        yield
+    except (NotJudged, driver.Error) as error:
         fact = "is left behind; the next run on this server drops it"
-        log.warning("%s %s\n  %s", name, fact, error)
+        log.warning("%s %s\n  %s", name, fact, str(error).strip().partition("\n")[0])
 
 
 def made_database(
@@ -1297,7 +1324,8 @@ def adopted_backup(path: Path, server: Database) -> Backup:
     sha256, _ = digests_of(path)
     record = path.with_name(f"{path.name}.sha256")
     if record.exists():
-        expected, *_ = record.read_text(errors="replace").lower().split() or ["nothing"]
+        text = record.read_text(errors="replace").lower()
+        expected = re.search(r"\b[0-9a-f]{64}\b|\Z", text)[0] or "one of 64 digits"
         fact = f"the backup is not the one that {record.name} speaks of"
         refuse(fact, problems_of_checksum(sha256, expected))
     return Backup(path, form, sha256, written, server)
@@ -1337,7 +1365,8 @@ def problems_of_archive(backup: Backup, server: Database) -> list[str]:
     with path.open("rb") as file:
         # Version 1.15 is of PostgreSQL 16, 1.16 of 17 and later.
         version = re.search(rb"PGDMP\x01([\x0f-\xff])|\Z", file.read(CHUNK), re.DOTALL)
-        require_not_newer(version[1][0] + 1 if version[1] else 0, server)
+        major = version[1][0] + 1 if version[1] else 0
+        require_not_newer(major, server.programs["pg_restore"])
         if backup.format != "tar":
             # Of no data zlib makes some bytes; pg_restore takes none for no data.
             packed = [f for f in files_of(backup.path) if f.suffix == ".gz"]
@@ -1353,10 +1382,10 @@ def problems_of_archive(backup: Backup, server: Database) -> list[str]:
     return [] if whole else ["the tar is cut, or something follows its end"]
 
 
-def require_not_newer(major: int, server: Database) -> None:
-    """Raise NotJudged when a newer PostgreSQL wrote the backup."""
-    if major > major_of(server.version):
-        fact = f"PostgreSQL {major} wrote the backup, too new for {server.version}"
+def require_not_newer(major: int, version: str) -> None:
+    """Raise NotJudged when the backup is of a newer PostgreSQL than this version."""
+    if major > major_of(version):
+        fact = f"PostgreSQL {major} wrote the backup, too new for {version}"
         raise NotJudged(fact, "run the drill on a server of that version, or newer")
 
 
@@ -1422,12 +1451,13 @@ class Scan:
         self.roles: set[str] = set()
         self.tablespaces: set[str] = set()
         self.unfit = ""  # why it could not be judged, though it may be healthy
-        self.encoding, self.written_by = "UTF8", 0  # by the newest major version named
+        self.encoding, self.newest = "UTF8", 0  # of the versions that it names
         self.makes_public = self.inserts = False
         self.begun = self.ended = False  # the header, the footer was there
-        self.blocks = self.announced = self.filled = 0  # COPY; TABLE DATA; lo_open
+        self.blocks = self.announced = 0  # COPY; TABLE DATA
+        self.filled = self.valued = 0  # lo_open; SEQUENCE SET
         self.table = ""  # whose COPY block is open
-        self.statement = self.words = b""  # the latter without what is quoted
+        self.statement, self.words = bytearray(), bytearray()  # the latter unquoted
         self.line, self.rest, self.enough, self.token = 1, b"", 0, TOKEN
 
     def feed(self, piece: bytes, final: bool = False) -> None:
@@ -1487,16 +1517,17 @@ class Scan:
         self.begun |= line == HEADER
         self.ended |= line == FOOTER
         if found := WRITTEN.match(line):
-            self.written_by = max(self.written_by, int(found[1]))
+            self.newest = max(self.newest, int(found[1]))
         elif found := ENTRY.match(line):
             self.announced += found[2] == "TABLE DATA"
+            self.valued += found[2] == "SEQUENCE SET"
             self.entries.add(entry_name(*found.groups()))
 
     def take_statement(self) -> None:
         """Take what a whole statement tells; refuse what leaves its database."""
         text = self.decoded(self.statement.strip())
         words = " ".join(self.decoded(self.words).upper().split())
-        self.statement = self.words = b""
+        self.statement, self.words = bytearray(), bytearray()
         self.note(f"no header, expected {HEADER!r}", not self.begun)
         self.note("something follows the footer", self.ended)
         if found := COPY.fullmatch(text):
@@ -1526,7 +1557,7 @@ class Scan:
             self.roles |= set(map(unquoted, re.findall(NAME, found[1])))
             at = found.end()
 
-    def decoded(self, text: bytes) -> str:
+    def decoded(self, text: bytes | bytearray) -> str:
         """The text, read in the encoding of the backup, of which Python has the most."""
         codec = self.encoding.replace("WIN", "cp").replace("KOI8", "KOI8-")
         with suppress(LookupError):
@@ -1551,6 +1582,7 @@ class Scan:
         announced = self.announced if self.blocks else 0
         for what, found, expected in [
             ("COPY blocks", self.blocks, announced),
+            ("values of sequences", len(self.sequences), self.valued),
             ("data of large objects", self.filled, self.rows[LARGE_OBJECTS]),
         ]:
             self.note(f"{what}: found {found}, expected {expected}", found != expected)
@@ -1591,7 +1623,8 @@ def validated(backup: Backup, server: Database) -> Scan:
                 scan.feed(piece)
             wait_for(*readers)
     problems = problems_of_checksum(sha256, backup.sha256) + scan.finish().problems
-    require_not_newer(scan.written_by, server)
+    if not backup.source:  # else it is known which programs wrote it
+        require_not_newer(scan.newest, server.version)
     if scan.unfit:
         hint = "dump each database without --create, and --clean with --if-exists"
         raise NotJudged(f"the backup is not for a new database: {scan.unfit}", hint)
@@ -1790,7 +1823,7 @@ SELECT json_build_array('uncarried', type || ' ' || identity, why)
 def contents_from(facts: str, script: str = "") -> Contents:
     """The contents that psql's facts and pg_dump's definitions tell."""
     rows, sequences, names, uncarried = {}, {}, set(), {}
-    for kind, *values in map(json.loads, facts.splitlines()):
+    for kind, *values in map(json.loads, filter(None, facts.split("\n"))):
         if kind == "rows":
             *table, root_schema, root, count, total = values
             root = f"table {full_name(root_schema, root)}" if root else None
@@ -1831,11 +1864,12 @@ def provide_globals(scan: Scan, server: Database) -> None:
     Raises NotJudged when another server lacks one.
     """
     roles = scan.roles - {"PUBLIC", "public", "CURRENT_USER"}
+    space = "TABLESPACE %I LOCATION ''"
     with server.session() as cursor:
         for what, named, known, statement in [
             # Superusers: only one owns an event trigger, and any reads for a view.
             ("roles", roles, "rolname FROM pg_roles", "ROLE %I SUPERUSER"),
-            ("tablespaces", scan.tablespaces, "spcname FROM pg_tablespace", SPACE),
+            ("tablespaces", scan.tablespaces, "spcname FROM pg_tablespace", space),
         ]:
             cursor.execute(f"SELECT {known}")
             missing = sorted(named - {name for (name,) in cursor.fetchall()})
@@ -1844,11 +1878,10 @@ def provide_globals(scan: Scan, server: Database) -> None:
                 raise NotJudged(fact, "use a server that has them, or --throwaway")
             for name in missing:
                 cursor.execute("SET allow_in_place_tablespaces TO on")
-                cursor.execute("SELECT format(%s, %s)", [f"CREATE {statement}", name])
+                cursor.execute(
+                    "SELECT format(%s, %s::text)", [f"CREATE {statement}", name]
+                )
                 cursor.execute(*cursor.fetchone())
-
-
-SPACE = "TABLESPACE %I LOCATION ''"
 
 
 def load_backup(backup: Backup, restored: Database) -> tuple[float, Database | None]:
@@ -1858,9 +1891,9 @@ def load_backup(backup: Backup, restored: Database) -> tuple[float, Database | N
         reference = made_database(restored, "reference", backup.like)
     with step("load the backup"), ExitStack() as stack:
         enter, began, readers = stack.enter_context, time.monotonic(), []
-        if backup.is_archive and jobs > 1:
+        if backup.format in ("custom", "directory") and jobs > 1:
             words = ("--exit-on-error", "--jobs", jobs, backup.path)
-            load = enter(restored.client("pg_restore", *words, fault=BackupIsBad))
+            load = enter(restored.client("pg_restore", *words))
         else:
             sql, readers = enter(backup.opened(restored))
             how = {"stdin": sql, "fault": None}
@@ -1913,7 +1946,10 @@ UNMATCHED = re.compile(
 def expected_of_scan(scan: Scan, found: Contents) -> Contents:
     """What an existing backup says of itself; the rest is taken as it was found."""
     rows = {} if scan.inserts else dict.fromkeys(found.rows, Rows(0))
-    rows |= {thing: Rows(count) for thing, count in scan.rows.items()}
+    blocks = scan.rows.items()
+    rows |= {
+        thing: Rows(count) for thing, count in blocks if thing not in found.uncarried
+    }
     entries = {thing: "" for thing in scan.entries if not UNMATCHED.match(thing)}
     known = {"sequences": scan.sequences, "definitions": entries | found.definitions}
     return replace(found, rows=rows, **known)
@@ -2002,7 +2038,8 @@ def first_difference(found: str, expected: str) -> str:
     other = next((line for line in want if line not in got), "nothing")
     if one == other:  # the same lines, in another order
         pairs = zip(got, want, strict=False)
-        one, other = next(pair for pair in pairs if pair[0] != pair[1])
+        differ = (pair for pair in pairs if pair[0] != pair[1])
+        one, other = next(differ, ("other blanks", "the source's"))
     begin = max(0, len(os.path.commonprefix([one, other])) - 30)
     shown = [PASSWORD.sub(r"\1\2[REDACTED]", line)[begin:] for line in (one, other)]
     cut = [f"{'...' * bool(begin)}{line:.100}" for line in shown]
@@ -2208,9 +2245,9 @@ def in_words(seconds: float) -> str:
 def duration(text: str) -> float:
     """A number of seconds, or one with s, m, h or d."""
     found = re.fullmatch(r"(\d+\.?\d*)([smhd]?)", text)
-    if found and 0.001 <= float(found[1]) <= 2_000_000:  # as milliseconds, 32 bits
+    if found and float(found[1]) >= 0.001:
         return float(found[1]) * {"m": 60, "h": 3600, "d": 86400}.get(found[2], 1)
-    hint = "write a number from 0.001 to 2000000, with s, m, h or d, such as 26h"
+    hint = "write a number of 0.001 or more, with s, m, h or d, such as 26h"
     raise argparse.ArgumentTypeError(f"{text!r} is no duration: {hint}")
 
 
@@ -2245,13 +2282,15 @@ def parsed(argv: list[str]) -> tuple[Options, list[str]]:
     options = Options(**vars(known))
     if any(each.startswith("--l") for each in others):  # unittest takes abbreviations
         parser.error("--locals would show the settings, with their passwords")
+    if options.timeout > 2_000_000:  # PostgreSQL takes milliseconds, of 32 bits
+        parser.error("argument --timeout: 23d is the most")
     if options.jobs < 1:
         parser.error("argument --jobs: it is a number of workers, above 0")
     if options.max_age and not options.backup:
         parser.error("argument --max-age: it is about a --backup that exists")
     if options.backup and options.report:
         path, backup = options.report.resolve(), options.backup.resolve()
-        if backup in (path, *path.parents, path.with_suffix("")):
+        if backup in (path, *path.parents) or path.name == f"{backup.name}.sha256":
             parser.error("argument --report: it is the backup, which is only ever read")
     return options, others
 
