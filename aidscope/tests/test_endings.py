@@ -230,6 +230,7 @@ class KilledTests(Case):
             home.query("postgres", f"CREATE DATABASE {orphan} IS_TEMPLATE true")
             with place() as here:
                 over = here.run(url=home.url())
+            self.assertEqual(databases_on(home), {orphan})
         self.assert_verdict(over, "passed", orphan)
 
 

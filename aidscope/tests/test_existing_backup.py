@@ -56,6 +56,7 @@ directory written by two workers
 tar
     dump: -Ft
     format: tar
+    words: --jobs 2
 rows as INSERT, many at once
     dump: --column-inserts --rows-per-insert=50
     format: plain
@@ -87,6 +88,7 @@ class HealthyTests(Case, table=HEALTHY):
                 path.write_bytes(subprocess.check_output(words, input=sql))
             before = bytes_of(path)
             words = ["--max-age", "1h", "--max-restore", "15m", "--backup", str(path)]
+            words += row["words"].split()
             over = here.drill("--strict", *words, url=url())
             self.assertEqual(before, bytes_of(path), "the backup was written to")
         self.assert_verdict(over, "passed")
@@ -189,6 +191,11 @@ REFUSED = {
         "--create",
     ),
     "one that drops what is not there": ("DROP TABLE public.kept;", "error", "--clean"),
+    "a sequence without its value": (
+        "-- Name: s; Type: SEQUENCE SET; Schema: public; Owner: o",
+        "failed",
+        "values of sequences: found 0, expected 1",
+    ),
     "a quote that nothing closes": ("SELECT $x$Krokodil", "failed", "no end"),
     "a statement on more than the database": (
         "COMMENT ON DATABASE live IS 'Krokodil';",

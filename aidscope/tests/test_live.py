@@ -159,6 +159,13 @@ class HealthyTests(Case, table=HEALTHY):
         uncompared = {*filter(None, row["uncompared"].split(" | "))}
         self.assertEqual({*over.report["not_compared"]}, NEVER_COMPARED | uncompared)
 
+    def test_sample_in_another_encoding(self) -> None:
+        """The rehearsal's sample fits a server of any encoding."""
+        for encoding in ("LATIN1", "SQL_ASCII"):
+            clauses = f"ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C'"
+            with database(clauses=clauses) as name, place() as here:
+                self.assert_verdict(here.drill(url=url(name)), "passed")
+
     def test_every_kind_of_object(self) -> None:
         """In each format every object, table and row comes back."""
         for words in (("plain",), ("directory", "--jobs", "2"), ("custom",)):

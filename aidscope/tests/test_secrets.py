@@ -283,6 +283,23 @@ PUBLICATION news WITH (connect = false)
                 self.assertEqual(over.status, 1, over.said)
                 self.assert_said(over, "superuser")
 
+    def test_value_in_a_parallel_load(self) -> None:
+        """What pg_restore says of rows is not shown, and is no verdict."""
+        sql = f"""
+CREATE FUNCTION public.fussy(word text) RETURNS boolean LANGUAGE plpgsql AS $$BEGIN
+    IF current_database() ~ '_restored$' THEN RAISE 'not %', word; END IF;
+    RETURN true;
+END$$;
+CREATE TABLE public.kept (word text CHECK (public.fussy(word)));
+INSERT INTO public.kept VALUES ('{SECRET}')
+        """
+        with database(sql) as source, place() as here:
+            pg_dump(source, here.backup, "-Fc")
+            for words, verdict in ((), "failed"), (("--jobs", "2"), "error"):
+                over = here.drill("--backup", str(here.backup), *words, url=url())
+                self.assert_verdict(over, verdict)
+                self.assertNotIn(SECRET, over.text + str(over.report))
+
 
 # --- URLs that cannot be read ---------------------------------------------------------
 
