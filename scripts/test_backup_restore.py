@@ -268,8 +268,9 @@ class BackupRestoreTests(unittest.TestCase):
 
 def load_tests(loader: unittest.TestLoader, *_: Any) -> unittest.TestSuite:
     """Creation, validation, restore: by name, unittest would restore too early."""
+    order = ["creation", "validation", "restore"]
     names = loader.getTestCaseNames(BackupRestoreTests)
-    names = sorted(names, key=lambda name: "cvr".index(name.rpartition("_")[2][0]))
+    names = sorted(names, key=lambda name: order.index(name.rpartition("_")[2]))
     return unittest.TestSuite(map(BackupRestoreTests, names))
 
 
@@ -312,7 +313,7 @@ def interruptible() -> Iterator[None]:
     before = handle_endings(interrupt)
     yield
     for each, handler in before.items():
-        # Where one came this process is at its end, of which no other must take it.
+        # After a first signal the process is ending: later ones are ignored.
         signal.signal(each, signal.SIG_IGN if interrupted else handler)
 
 
@@ -689,7 +690,8 @@ def serve_project(alias: str, timeout: str, needed: str) -> None:
     options = [db["OPTIONS"] | {"": db["PASSWORD"]} for db in databases.values()]
     secrets = [str(o.get(k) or "") for o in options for k in ("", *SECRET_OPTIONS)]
     reply([[*databases], own["ENGINE"], *filter(None, secrets)])
-    # Before the long work, beside which the drill uses it. Others may need the apps.
+    # Django's engines need no apps: their words come before the long work, and the drill
+    # goes on beside it.
     early = needed and own["ENGINE"].startswith(BACKENDS)
     act = "the project fails: its connection"
     if early:
@@ -1727,8 +1729,8 @@ SELECT format('SELECT json_build_array(''sequence'', %L, %L, last_value, is_call
 # A row's hash is the XOR of its values' hashes, each with a seed of its own. Columns go
 # by name, because a restore may order those of an inheritance child differently. ROW()
 # puts any type into text, at thrice the cost; what is named here is as exact without.
-# A parent does not count its children (ONLY). A sum counts equal rows, XOR loses them.
-# A standby has no unlogged table.
+# A parent does not count its children (ONLY). The rows are summed, because XOR would
+# cancel equal ones. A standby has no unlogged table.
 ROWS = RELATION + r"""
 SELECT format('SELECT json_build_array(''rows'', %L, %L, %L, %L, count(*), '
               'coalesce(sum(%s), 0)) FROM ONLY %1$I.%2$I AS t', r.nspname, r.relname,
