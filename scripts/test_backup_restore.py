@@ -687,9 +687,7 @@ def serve_project(alias: str, timeout: str, needed: str) -> None:
     sys.excepthook = lambda _kind, error, _trace: answer(None, told(error, act))
     databases = imported_databases()
     own = databases.get(alias, {"ENGINE": f"{BACKENDS}dummy", "OPTIONS": {}})
-    options = [db["OPTIONS"] | {"": db["PASSWORD"]} for db in databases.values()]
-    secrets = [str(o.get(k) or "") for o in options for k in ("", *SECRET_OPTIONS)]
-    reply([[*databases], own["ENGINE"], *filter(None, secrets)])
+    reply([[*databases], own["ENGINE"], *passwords_of(databases)])
     # Django's engines need no apps: their words come before the long work, and the drill
     # goes on beside it.
     early = needed and own["ENGINE"].startswith(BACKENDS)
@@ -708,6 +706,13 @@ def serve_project(alias: str, timeout: str, needed: str) -> None:
         point_project_at(scratch_settings(own, sealed["ENGINE"], place, options))
         answer(answer_from_django(request, alias))
         point_project_at(sealed)
+
+
+def passwords_of(databases: dict[str, dict[str, Any]]) -> list[str]:
+    """What no message may show, of all aliases."""
+    options = [db["OPTIONS"] | {"": db["PASSWORD"]} for db in databases.values()]
+    secrets = (o.get(name) for o in options for name in ("", *SECRET_OPTIONS))
+    return [str(secret) for secret in secrets if secret]
 
 
 def told(error: BaseException | None, act: str) -> str:
@@ -2282,19 +2287,26 @@ def parsed(argv: list[str]) -> tuple[Options, list[str]]:
     add("--report", **file, help="write the evidence as JSON")
     known, others = parser.parse_known_args(argv)
     options = Options(**vars(known))
+    if problem := contradiction(options, others):
+        parser.error(problem)
+    return options, others
+
+
+def contradiction(options: Options, others: list[str]) -> str:
+    """What cannot be meant, though each argument can."""
     if any(each.startswith("--l") for each in others):  # unittest takes abbreviations
-        parser.error("--locals would show the settings, with their passwords")
+        return "--locals would show the settings, with their passwords"
     if options.timeout > 2_000_000:  # PostgreSQL takes milliseconds, of 32 bits
-        parser.error("argument --timeout: 23d is the most")
+        return "argument --timeout: 23d is the most"
     if options.jobs < 1:
-        parser.error("argument --jobs: it is a number of workers, above 0")
+        return "argument --jobs: it is a number of workers, above 0"
     if options.max_age and not options.backup:
-        parser.error("argument --max-age: it is about a --backup that exists")
+        return "argument --max-age: it is about a --backup that exists"
     if options.backup and options.report:
         path, backup = options.report.resolve(), options.backup.resolve()
         if backup in (path, *path.parents) or path.name == f"{backup.name}.sha256":
-            parser.error("argument --report: it is the backup, which is only ever read")
-    return options, others
+            return "argument --report: it is the backup, which is only ever read"
+    return ""
 
 
 def main(argv: list[str]) -> int:
