@@ -92,6 +92,11 @@ class Options:
     max_restore: float | None = None
     report: Path | None = None
 
+    @property
+    def use_configured(self) -> bool:
+        """Whether the configured database's server takes part."""
+        return self.live or not self.throwaway
+
 
 # --- The sample -----------------------------------------------------------------------
 
@@ -565,9 +570,8 @@ class Process:
         hint = hint_for(sentence)
         if reports:
             sentence, hint = report_of(said[reports[0].start() :])
-        elif (
-            self.on and self.name == "pg_restore"
-        ):  # it gives no code, and quotes values
+        elif self.on and self.name == "pg_restore":
+            # It gives no code, and quotes values.
             sentence, hint = "", hint or "run without --jobs: psql tells what it means"
         ended = f"exited with {status}" if status > 0 else f"died of signal {-status}"
         where = f' on database "{self.on}"' if self.on else ""
@@ -646,7 +650,7 @@ class Project:
 def started_project(run: Run) -> Iterator[Project]:
     """The project's process, which has imported the settings."""
     alias, bound = run.options.database, run.options.timeout
-    needed = run.options.live or not run.options.throwaway
+    needed = run.options.use_configured
     # Settings may read any variable; in this process, libpq must not.
     how = {"env": dict(os.environ), "stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     words = (sys.executable, __file__, PROJECT, alias, bound, "connection" * needed)
@@ -838,6 +842,7 @@ class Database:
     password: str = field(default="", repr=False)
     role: str | None = None  # the project's assume_role
     encoding: str = "UTF8"
+    locale: str = ""  # the clauses of CREATE DATABASE for one like it
     version: str = ""  # 15.18
     folder: Path = Path()  # of the programs
     programs: dict[str, str] = field(default_factory=dict)  # name -> version
@@ -929,8 +934,7 @@ def started_servers(project: Project) -> Iterator[tuple[Database, Database]]:
             raise error
         log.warning("the backup drill is skipped: %s", error)
         raise unittest.SkipTest(missing)
-    needed = options.live or not options.throwaway
-    configured = server = configured_server(project) if needed else None
+    configured = server = configured_server(project) if options.use_configured else None
     with ExitStack() as stack:
         if server is None or options.throwaway:
             major = server and major_of(server.version)
@@ -961,8 +965,24 @@ def configured_server(project: Project) -> Database | None:
     return introduced(Database(project.run, name, words, password, found["role"]))
 
 
+# The clauses of CREATE DATABASE for one like that of the session.
+LOCALE = """
+SELECT concat_ws(' ', format('ENCODING %L LC_COLLATE %L LC_CTYPE %L',
+                             getdatabaseencoding(), datcollate, datctype),
+           CASE row ->> 'datlocprovider'
+           WHEN 'c' THEN 'LOCALE_PROVIDER libc'
+           WHEN 'i' THEN format('LOCALE_PROVIDER icu ICU_LOCALE %L', name)
+           WHEN 'b' THEN format('LOCALE_PROVIDER builtin BUILTIN_LOCALE %L', name)
+           END, 'ICU_RULES ' || quote_literal(row ->> 'daticurules'))
+  FROM pg_database AS d,
+       to_jsonb(d) AS row,
+       coalesce(row ->> 'datlocale', row ->> 'daticulocale') AS name
+ WHERE datname = current_database()
+"""
+
+
 def introduced(server: Database) -> Database:
-    """The server, with its version and the programs that fit it."""
+    """The server, with its version, its locale and the programs that fit it."""
     about = "version(), getdatabaseencoding(), current_database(), pg_backend_pid()"
     with server.session() as cursor:
         cursor.execute(f"SELECT {about}")
@@ -970,8 +990,10 @@ def introduced(server: Database) -> Database:
         if pid != cursor.connection.info.backend_pid:
             fact = "a connection pooler before the server shares its sessions out"
             raise NotJudged(fact, "let the settings name the server itself")
+        cursor.execute(LOCALE)
+        (locale,) = cursor.fetchone()
     known = {"version": version.split()[1], "encoding": encoding, "name": name}
-    return with_programs(replace(server, **known))
+    return with_programs(replace(server, locale=locale, **known))
 
 
 PROGRAMS = ("pg_dump", "psql", "pg_restore")
@@ -1016,6 +1038,8 @@ def with_programs(server: Database) -> Database:
         majors = sorted(map(major_of, versions.values()), reverse=True)
         said = ", ".join(f"{name} {version}" for name, version in versions.items())
         found.append((majors, said, replace(server, folder=folder, programs=versions)))
+        if {*majors} == {needed}:  # none can fit better
+            break
     hint = f"install them: apt-get install postgresql-client-{needed}"
     usable = [each for each in found if each[0][-1] >= needed]
     majors, said, best = min(usable, key=lambda each: each[0], default=([0], "", None))
@@ -1055,20 +1079,6 @@ SELECT datname,
              FROM pg_locks
             WHERE locktype = 'advisory'
               AND objsubid = 1))
-"""
-# The clauses of CREATE DATABASE for one like that of the session.
-LOCALE = """
-SELECT concat_ws(' ', format('ENCODING %L LC_COLLATE %L LC_CTYPE %L',
-                             getdatabaseencoding(), datcollate, datctype),
-           CASE row ->> 'datlocprovider'
-           WHEN 'c' THEN 'LOCALE_PROVIDER libc'
-           WHEN 'i' THEN format('LOCALE_PROVIDER icu ICU_LOCALE %L', name)
-           WHEN 'b' THEN format('LOCALE_PROVIDER builtin BUILTIN_LOCALE %L', name)
-           END, 'ICU_RULES ' || quote_literal(row ->> 'daticurules'))
-  FROM pg_database AS d,
-       to_jsonb(d) AS row,
-       coalesce(row ->> 'datlocale', row ->> 'daticulocale') AS name
- WHERE datname = current_database()
 """
 
 
@@ -1129,16 +1139,13 @@ def made_database(
     server: Database, purpose: str, like: Database, scan: "Scan | None" = None
 ) -> Database:
     """An empty scratch database for what the scan found, else like another."""
-    name, encoding = f"{server.run.mark}{purpose}", like.encoding
-    with step(f"make {name}"):
-        with like.session() as cursor:
-            cursor.execute(LOCALE)
-            (clauses,) = cursor.fetchone()
-        if scan and scan.encoding != encoding:  # a backup tells no locale
-            encoding = scan.encoding
-            clauses = f"ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C'"
-        with server.session() as cursor:  # template1 may hold additions of the site's
-            cursor.execute(f"CREATE DATABASE {name} TEMPLATE template0 {clauses}")
+    name, encoding, locale = f"{server.run.mark}{purpose}", like.encoding, like.locale
+    if scan and scan.encoding != encoding:  # a backup tells no locale
+        encoding = scan.encoding
+        locale = f"ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C'"
+    with step(f"make {name}"), server.session() as cursor:
+        # template1 may hold additions of the site's.
+        cursor.execute(f"CREATE DATABASE {name} TEMPLATE template0 {locale}")
     database = replace(server, name=name, encoding=encoding)
     if scan and scan.makes_public:  # as after pg_dump --schema public
         with database.session() as cursor:
@@ -1510,9 +1517,10 @@ class Scan:
 
     def is_open(self) -> bool:
         """Whether the statement goes on behind its semicolon, as a body in SQL does."""
+        if not ATOMIC.match(self.words):
+            return False
         begun, ended = rb"(?i)\b(BEGIN\s+ATOMIC|CASE)\b", rb"(?i)\bEND\b"
-        depth = len(re.findall(begun, self.words)) - len(re.findall(ended, self.words))
-        return depth > 0 and bool(ATOMIC.match(self.words))
+        return len(re.findall(begun, self.words)) > len(re.findall(ended, self.words))
 
     def take_comment(self, comment: str) -> None:
         """Note the header, the footer, the versions and the entries."""
@@ -1953,10 +1961,8 @@ UNMATCHED = re.compile(
 def expected_of_scan(scan: Scan, found: Contents) -> Contents:
     """What an existing backup says of itself; the rest is taken as it was found."""
     rows = {} if scan.inserts else dict.fromkeys(found.rows, Rows(0))
-    blocks = scan.rows.items()
-    rows |= {
-        thing: Rows(count) for thing, count in blocks if thing not in found.uncarried
-    }
+    carried = [thing for thing in scan.rows if thing not in found.uncarried]
+    rows |= {thing: Rows(scan.rows[thing]) for thing in carried}
     entries = {thing: "" for thing in scan.entries if not UNMATCHED.match(thing)}
     known = {"sequences": scan.sequences, "definitions": entries | found.definitions}
     return replace(found, rows=rows, **known)
