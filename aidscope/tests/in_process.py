@@ -6,15 +6,13 @@ reference    the scratch database with the definitions alone
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import NamedTuple
 
 from aidscope.tests.support import NUMBERS, everything, execute, once, until_the_end
 from aidscope.tests.support import server as suites_server
 from scripts import test_backup_restore as drill
-
-drill.uninterrupted = nullcontext  # signals are heeded in the main thread alone
 
 
 class Made(NamedTuple):
@@ -30,7 +28,7 @@ class Made(NamedTuple):
 def server() -> drill.Database:
     """The suite's server, as a run of the drill's sees it."""
     enter = until_the_end().enter_context
-    run = enter(drill.started_run(drill.Options(timeout=60)))
+    run = enter(drill.started_run(drill.parsed(["--timeout", "60"])[0]))
     words = {"host": str(suites_server().data), "user": "postgres"}
     made = drill.introduced(drill.Database(run, "postgres", words))
     enter(drill.scratch_work(made))

@@ -405,16 +405,18 @@ def everything() -> str:
 
 @once
 def rows_of_everything() -> dict[str, int]:
-    """How many rows each table of that database has."""
+    """How many rows each table of that database has, with those of its partitions."""
     sql = """
-        SELECT oid::regclass::text
+        SELECT oid::regclass::text, coalesce(pg_partition_root(oid), oid)::regclass::text
           FROM pg_class
          WHERE relkind = 'r'
            AND relnamespace::regnamespace::text !~ '^(pg_|information_schema)'
         """
-    tables = [table for (table,) in query(everything(), sql)]
-    counted = (query(everything(), f"SELECT count(*) FROM ONLY {t}") for t in tables)
-    return {table: rows for table, ((rows,),) in zip(tables, counted, strict=True)}
+    counted: dict[str, int] = {}
+    for table, root in query(everything(), sql):
+        ((rows,),) = query(everything(), f"SELECT count(*) FROM ONLY {table}")
+        counted[root] = counted.get(root, 0) + rows
+    return counted
 
 
 def system_programs(target: Path, without: str = "") -> Path:

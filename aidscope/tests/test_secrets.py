@@ -269,7 +269,7 @@ CREATE USER MAPPING FOR PUBLIC SERVER island OPTIONS (password '{SECRET}')
         self.assert_verdict(over, "failed", "island")
 
     def test_subscription(self) -> None:
-        """A subscription that cannot be restored is refused without its password."""
+        """A subscription is refused before it is made, without its password."""
         sql = f"""
 CREATE SUBSCRIPTION news CONNECTION 'host=127.0.0.1 port=1 password={SECRET}'
 PUBLICATION news WITH (connect = false)
@@ -281,7 +281,7 @@ PUBLICATION news WITH (connect = false)
                 how = ("--backup", str(here.backup), *words)
                 over = here.drill(*how, url=url(user=name))
                 self.assertEqual(over.status, 1, over.said)
-                self.assert_said(over, "superuser")
+                self.assert_said(over, "subscription", "--throwaway")
 
     def test_value_in_a_parallel_load(self) -> None:
         """What pg_restore says of rows is not shown, and is no verdict."""
