@@ -276,8 +276,9 @@ def interruptible() -> Iterator[None]:
     """Interrupt the block at a signal that asks for an end."""
     before = handle_endings(interrupt)
     yield
-    for each, handler in before.items() if __name__ != "__main__" else ():
-        signal.signal(each, handler)  # for what else this process does
+    if __name__ != "__main__":  # else nothing follows that could be interrupted
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def interrupt(number: int, _frame: object) -> None:
@@ -327,7 +328,7 @@ def started_run(options: Options) -> Iterator["Run"]:
     how = {"stdin": subprocess.PIPE, "bufsize": 0, "start_new_session": True}
     with subprocess.Popen(words, **how) as reaper:
         try:
-            yield Run(options, folder, f"{folder.name}_", reaper.stdin)
+            yield Run(options, folder, reaper.stdin)
         finally:
             handle_endings(lambda *_: None)
     if folder.exists():
@@ -344,8 +345,7 @@ class Run:
     """What all parts of one run share, and how they start programs."""
 
     options: Options
-    folder: Path  # for its files, readable by this account alone
-    mark: str  # what the names of its databases begin with
+    folder: Path  # for its files; the names of its databases begin with its name
     reaper: IO[bytes]  # what is told here is removed, however this process ends
     secrets: tuple[str, ...] = field(default=(), repr=False)
 
@@ -448,7 +448,7 @@ HINTS = {
     ":get_role_oid|:check_session_authoriz": "use a server with the role, or --throwaway",
     ":get_tablespace_oid|:parse_extension_control": "use a server that has it",
     ":find_option|:assignable_custom": "a newer pg_dump wrote it: use a newer server",
-    "^42501|permission denied|must be |row-level security": "use a superuser, or --throwaway",
+    "^42501|permission denied|must be |row-level security": "use a role with more rights, or --throwaway",
     "^25006": "let the role write in new databases (default_transaction_read_only)",
     "^53100|No space left|could not (extend|write)": "make room on the disk",
     "^53": "raise the limit of the server, such as max_locks_per_transaction",
@@ -456,7 +456,7 @@ HINTS = {
     "^28|authentication failed|no password": "check the user and the password",
     " refused|not translate|timed out|No route|socket .*No such": "check host and port",
     'database ".*" does not exist': "check the name of the database",
-    "pg_hba.conf|SSL": "check sslmode and its files, and the server's pg_hba.conf",
+    "pg_hba.conf|SSL[ ,]": "check sslmode and its files, and the server's pg_hba.conf",
     "startup parameter": "let the settings name the server itself, not its pooler",
     "^(08|40|55006|55P03|57|58|XX)": "run again; the server's log may tell more",
     "server closed|terminating conn|connection .*lost|shutting d|starting up": "run again",
@@ -626,8 +626,7 @@ def serve_project(alias: str, needed: str) -> None:
 
 
 def told(error: BaseException | None, with_words: bool) -> str:
-    """The kinds of an error and of its causes, what they say, and their places."""
-    # Until the settings are imported, no password is known that could be redacted.
+    """What an error and its causes are, say (once passwords are known), and where."""
     lines, hint = [], [ENCODE] * (isinstance(error, ValueError) and not with_words)
     while error:
         shown = with_words or isinstance(error, ImportError | SyntaxError)
@@ -856,12 +855,11 @@ SELECT pg_backend_pid(), datname, split_part(version(), ' ', 2), getdatabaseenco
  WHERE datname = current_database()
 """
 PROGRAMS = ("pg_dump", "psql", "pg_restore")
-# Of Debian, Red Hat, Alpine, Homebrew, and Postgres.app.
 PROGRAM_FOLDERS = """
 usr/lib/postgresql/*/bin usr/pgsql-*/bin usr/libexec/postgresql*
 opt/homebrew/opt/postgresql@*/bin usr/local/opt/postgresql@*/bin
 Applications/Postgres.app/Contents/Versions/*/bin
-"""
+"""  # of Debian, Red Hat, Alpine, Homebrew, and Postgres.app
 
 
 def introduced(server: Database) -> Database:
@@ -948,7 +946,7 @@ def scratch_work(server: Database) -> Iterator[None]:
             fact = "the server is a standby" if standby else "the role may not"
             hint = "use --throwaway, or a role with CREATEDB on a primary server"
             raise NotJudged(f"no database can be created: {fact}", hint)
-        key = int.from_bytes(bytes.fromhex(server.run.mark.split("_")[2]), signed=True)
+        key = int.from_bytes(bytes.fromhex(server.run.folder.name[-16:]), signed=True)
         cursor.execute("SELECT pg_advisory_lock(%s)", [key])
         drop_databases(server)
         try:
@@ -961,9 +959,9 @@ def scratch_work(server: Database) -> Iterator[None]:
 
 def drop_databases(server: Database, purpose: str = "") -> None:
     """Drop the scratch databases of this run, or one, and of runs that are gone."""
-    mark = server.run.mark
+    mark = server.run.folder.name
     with left_behind("a scratch database"), server.session() as cursor:
-        cursor.execute(DROPPABLE, [SCRATCH_NAME, mark + purpose])
+        cursor.execute(DROPPABLE, [SCRATCH_NAME, f"{mark}_{purpose}"])
         for name, _ in sorted(cursor.fetchall()):
             with left_behind(name):
                 if re.match(SCRATCH_NAME, name):
@@ -986,7 +984,8 @@ def made_database(
     server: Database, purpose: str, like: Database, scan: "Scan | None" = None
 ) -> Database:
     """An empty scratch database for what the scan found, else like another."""
-    name, encoding, locale = f"{server.run.mark}{purpose}", like.encoding, like.locale
+    name = f"{server.run.folder.name}_{purpose}"
+    encoding, locale = like.encoding, like.locale
     if scan and scan.encoding != encoding:  # a backup tells no locale
         encoding = scan.encoding
         locale = f"ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C'"
@@ -1010,8 +1009,7 @@ def throwaway_server(run: Run, major: int | None) -> Iterator[Database]:
     data = run.folder / "data"
     data.mkdir(mode=0o700)
     how = {"cwd": data}
-    # A locale that knows all letters, which macOS lacks.
-    ctype = "C" if sys.platform == "darwin" else "C.UTF-8"
+    ctype = "C" if sys.platform == "darwin" else "C.UTF-8"  # knows all letters
     initdb = [home / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "--no-sync"]
     initdb += ["--no-instructions", "-E", "UTF8", "--locale=C", "--lc-ctype", ctype]
     options = f"-h '' -k '{data}' -c fsync=off -c synchronous_commit=off "
@@ -1120,25 +1118,24 @@ def dumped(source: Database) -> Backup:
     path = run.folder / f"backup.{form}"
     how = ["--no-sync", "--format", form, "--file", path, "--encoding", source.encoding]
     how += ["--jobs", run.options.jobs] if form == "directory" else []
-    with step("write the backup, read the source"), source.session() as holder:
+    with step("write the backup, read the source"), ExitStack() as stack:
+        enter, holder = stack.enter_context, stack.enter_context(source.session())
         before = source.sequences() if run.options.live else {}
         holder.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         holder.execute("SELECT pg_export_snapshot()")
         (snapshot,) = holder.fetchone()
         began = time.monotonic()
-        with (
-            source.client("pg_dump", *how, "--snapshot", snapshot) as dump,
-            source.client(*DEFINITIONS, "--snapshot", snapshot) as definitions,
-            source.facts(snapshot) as facts,
-        ):
-            wait_for(dump)
-            seconds = time.monotonic() - began
-            if (size := size_of(path)) <= 1024 * run.options.rehearsal:
-                raise BackupIsBad(f"pg_dump ended well, and wrote {size} bytes")
-            sha256, _ = digests_of(path)
-            wait_for(definitions, facts)
-            script = text_of(definitions.stdout)
-            contents = contents_from(text_of(facts.stdout), script)
+        dump = enter(source.client("pg_dump", *how, "--snapshot", snapshot))
+        definitions = enter(source.client(*DEFINITIONS, "--snapshot", snapshot))
+        facts = enter(source.facts(snapshot))
+        wait_for(dump)
+        seconds = time.monotonic() - began
+        if (size := size_of(path)) <= 1024 * run.options.rehearsal:
+            raise BackupIsBad(f"pg_dump ended well, and wrote {size} bytes")
+        sha256, _ = digests_of(path)
+        wait_for(definitions, facts)
+        script = text_of(definitions.stdout)
+        contents = contents_from(text_of(facts.stdout), script)
         after = source.sequences() if run.options.live else {}
     moved = {s: (v, after.get(s)) for s, v in before.items() if v != after.get(s)}
     known = (source, contents, moved, script, seconds)
@@ -1268,10 +1265,9 @@ class Scan:
     def __init__(self) -> None:
         self.problems: list[str] = []
         self.rows: dict[str, int] = {}  # thing -> how many the backup holds
-        self.sequences: Sequences = {}
+        self.sequences: dict[str, tuple[int, bool]] = {}
         self.entries: set[str] = set()  # of the table of contents
-        self.roles: set[str] = set()
-        self.tablespaces: set[str] = set()
+        self.roles, self.tablespaces = set(), set()
         self.unfit = ""  # why it could not be judged, though it may be healthy
         self.encoding, self.newest = "UTF8", 0  # of the versions that it names
         self.makes_public = self.begun = self.ended = False  # by header and footer
@@ -1332,7 +1328,7 @@ class Scan:
         self.note("its lines end in CR LF: it was sent as text", comment[-2:] == "\r\n")
         self.note("something follows the footer", self.ended and line != "--")
         if line == "-- PostgreSQL database cluster dump":
-            self.unfit = "pg_dumpall wrote it, of a whole server"
+            self.unfit = "pg_dumpall wrote it: dump each database by pg_dump"
         self.begun |= line == HEADER
         self.ended |= line == FOOTER
         if found := WRITTEN.match(line):
@@ -1352,7 +1348,8 @@ class Scan:
             self.table = f"table {plain(found[1])}"
             self.rows[self.table] = self.rows.get(self.table, 0) - 1
         elif UNFIT.match(words) and not self.ended:
-            self.unfit = self.unfit or "pg_dump --create or --clean wrote it"
+            sentence = "pg_dump --create or --clean wrote it: add --if-exists, or omit"
+            self.unfit = self.unfit or sentence
         elif found := FORBIDDEN.match(words):
             where = f"line {self.line}, {found[0][:40]}"
             self.note(f"a statement that reaches beyond its database, or may: {where}")
@@ -1364,7 +1361,7 @@ class Scan:
         elif found := re.match(rf"SET default_tablespace = (?!'')({NAME});", text):
             self.tablespaces.add(unquoted(found[1]))
         elif re.match(r"SET STANDARD_CONFORMING_STRINGS\b(?! = ON;)", words):
-            self.unfit = "standard_conforming_strings is off in it"
+            self.unfit = "standard_conforming_strings is off in it: set it for pg_dump"
         self.makes_public |= text == "CREATE SCHEMA public;"
         at = 0
         while found := ROLES.match(text, at):
@@ -1436,8 +1433,7 @@ def validated(backup: Backup, server: Database) -> Scan:
     if not backup.source:  # else it is known which programs wrote it
         require_not_newer(scan.newest, server.version)
     if scan.unfit:
-        hint = "dump each database without --create, and --clean with --if-exists"
-        raise NotJudged(f"the backup cannot be judged: {scan.unfit}", hint)
+        raise NotJudged(f"the backup is for no new database: {scan.unfit}")
     problems += problems_of_source(scan, backup) if backup.source else []
     if server.run.options.live and problems:
         problems.append("if a table was truncated beside the dump, run again")
@@ -1464,17 +1460,15 @@ def problems_of_source(scan: Scan, backup: Backup) -> list[str]:
 
 # --- Contents -------------------------------------------------------------------------
 LARGE_OBJECTS = "large objects"  # counted and hashed as the rows of one table
-Sequences = dict[str, tuple[int, bool]]  # thing -> its value, whether it was called
-Rows = tuple[int, int]  # how many, and the sum of their hashes
 
 
 @dataclass(frozen=True)
 class Contents:
     """What a database holds."""
 
-    rows: dict[str, Rows]  # of each table with its partitions; of the large objects
-    roots: dict[str, str]  # partition -> the partitioned table at the top
-    sequences: Sequences
+    rows: dict[str, tuple[int, int]]  # thing -> how many, the sum of their hashes
+    roots: dict[str, str]  # partition -> the table at the top, which has its rows
+    sequences: dict[str, tuple[int, bool]]  # -> its value, whether it was called
     names: dict[str, str]  # of an object -> why no backup holds it as it is, or ""
     definitions: dict[str, str]  # entry of pg_dump's -> SQL
 
@@ -1614,22 +1608,19 @@ def contents_from(facts: str, script: str = "") -> Contents:
 def at_roots(blocks: dict[str, int], roots: dict[str, str]) -> dict[str, int]:
     """The rows of COPY blocks, with those of partitions in the partitioned table."""
     # Which partition it is can change, as by the hash of an enum, at every restore.
-    counted: dict[str, int] = {}
+    counted: Counter[str] = Counter()
     for thing, rows in blocks.items():
-        root = roots.get(thing, thing)
-        counted[root] = counted.get(root, 0) + rows
+        counted[roots.get(thing, thing)] += rows
     return counted
 
 
-DEFINITION = re.compile(
-    r"(?m)^--\n-- Name: (.*); Type: (.*); Schema: (.*); (Owner: .*)\n--\n"
-)
+DEFINITION = r"(?m)^--\n-- Name: (.*); Type: (.*); Schema: (.*); (Owner: .*)\n--\n"
 
 
 def entries_of(script: str) -> dict[str, str]:
     """Each entry of pg_dump's, with its owner and the SQL that makes it."""
     # What precedes the first is the dump's own: versions, settings, a random key.
-    _, *parts = DEFINITION.split(script[: script.rfind(f"--\n{FOOTER}")])
+    _, *parts = re.split(DEFINITION, script[: script.rfind(f"--\n{FOOTER}")])
     entries = defaultdict(str)  # two may have one comment
     for name, kind, schema, owner, sql in zip(*[iter(parts)] * 5, strict=True):
         entries[entry_name(name, kind, schema)] += f"{owner}\n{sql.strip()}\n"
@@ -1637,22 +1628,19 @@ def entries_of(script: str) -> dict[str, str]:
 
 
 # --- The restored database, and what is expected of it --------------------------------
-SPACE = "TABLESPACE %I LOCATION ''"
-
-
 def provide_globals(scan: Scan, server: Database) -> None:
     """Make the roles and tablespaces of the backup, where the server is private."""
     roles, spaces = scan.roles - {"PUBLIC", "public", "CURRENT_USER"}, scan.tablespaces
     with server.session() as cursor:
-        for what, named, known, statement in [
+        for named, known, statement in [
             # Superusers: only one owns an event trigger, and any reads for a view.
-            ("roles", roles, "rolname FROM pg_roles", "ROLE %I SUPERUSER"),
-            ("tablespaces", spaces, "spcname FROM pg_tablespace", SPACE),
+            (roles, "rolname FROM pg_roles", "ROLE %I SUPERUSER"),
+            (spaces, "spcname FROM pg_tablespace", "TABLESPACE %I LOCATION ''"),
         ]:
             cursor.execute(f"SELECT {known}")
             missing = sorted(named - {name for (name,) in cursor.fetchall()})
             if missing and not server.private:
-                fact = f"the server lacks {what} of the backup: {', '.join(missing)}"
+                fact = f"the server lacks {statement.split()[0]} {', '.join(missing)}"
                 raise NotJudged(fact, "use a server that has them, or --throwaway")
             for name in missing:
                 cursor.execute("SELECT format('CREATE ' || %s, %s)", [statement, name])
@@ -1727,19 +1715,19 @@ def expected_of_scan(scan: Scan, found: Contents) -> Contents:
 
 def uncompared(backup: Backup, scan: Scan, found: Contents) -> dict[str, str]:
     """What is not compared, and why."""
-    why = {}
     if not backup.source:
         why = {"values and definitions": "an existing backup has no source"}
-        if scan.seen["INSERT"]:
-            why["the number of rows"] = "the backup holds them as INSERT"
+        inserts = {"the number of rows": "the backup holds them as INSERT"}
+        return why | (inserts if scan.seen["INSERT"] else {}) | found.uncarried
+    why = dict(backup.source.uncarried)
     for thing, (before, after) in backup.moved.items():
         value = scan.sequences[thing][0]
         if not after or not min(before, after)[0] <= value <= max(before, after)[0]:
             why[thing] = "it was set, restarted or dropped meanwhile"
-    return why | (backup.source or found).uncarried
+    return why
 
 
-# --- Differences ----------------------------------------------------------------------
+# --- Differences, and the controls ----------------------------------------------------
 def differences(expected: Contents, found: Contents) -> list[str]:
     """One sentence for each difference; a definition speaks before its name."""
     definitions = differing(expected.definitions, found.definitions, first_difference)
@@ -1764,7 +1752,7 @@ def differing(expected: dict, found: dict, sentence: Callable[..., str]) -> list
     return missing + [f"{x}: {sentence(*b)}" for x, b in both.items() if b[0] != b[1]]
 
 
-def rows_apart(found: Rows, expected: Rows) -> str:
+def rows_apart(found: tuple[int, int], expected: tuple[int, int]) -> str:
     """A count speaks before a hash."""
     if found[0] != expected[0]:
         return f"found {found[0]} rows, expected {expected[0]}"
@@ -1795,7 +1783,6 @@ def first_difference(found: str, expected: str) -> str:
     return f"found {cut[0]}, expected {cut[1]}"
 
 
-# --- The controls ---------------------------------------------------------------------
 # For each table, the smallest first, what ROWS reads, were its first row all NULL.
 FIRST_AS_NULL = "(SELECT (NULL::%4$s).* UNION ALL (SELECT * FROM ONLY %4$s OFFSET 1))"
 ALTERED = f"""{ROWS.replace("ONLY %s", FIRST_AS_NULL)}
@@ -1934,8 +1921,7 @@ def duration(text: str) -> float:
     found = re.fullmatch(r"(\d+\.?\d*)([smhd]?)", text)
     if found and float(found[1]) >= 0.001:
         return float(found[1]) * {"m": 60, "h": 3600, "d": 86400}.get(found[2], 1)
-    hint = "write a number of 0.001 or more, with s, m, h or d, such as 26h"
-    raise argparse.ArgumentTypeError(f"{text!r} is no duration: {hint}")
+    raise argparse.ArgumentTypeError(f"{text!r} is no duration such as 900, 15m or 26h")
 
 
 def parsed(argv: list[str]) -> tuple[Options, list[str]]:
@@ -1973,8 +1959,6 @@ def contradiction(options: Options, others: list[str]) -> str:
     """What cannot be meant, though each argument can."""
     if any(each.startswith("--l") for each in others):  # unittest takes abbreviations
         return "--locals would show the settings, with their passwords"
-    if options.timeout > 2_000_000:  # PostgreSQL takes milliseconds, of 32 bits
-        return "argument --timeout: 23d is the most"
     if options.jobs < 1:
         return "argument --jobs: it is a number of workers, above 0"
     if options.max_age and not options.backup:

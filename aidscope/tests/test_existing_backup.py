@@ -189,6 +189,11 @@ REFUSED = {
         "--create",
     ),
     "one that drops what is not there": ("DROP TABLE public.kept;", "error", "--clean"),
+    "one whose quotes read otherwise": (
+        "SET standard_conforming_strings = off;",
+        "error",
+        "standard_conforming_strings",
+    ),
     "a sequence without its value": (
         "-- Name: s; Type: SEQUENCE SET; Schema: public; Owner: o",
         "failed",

@@ -258,7 +258,7 @@ REFUSED = {
     "a timeout that is not a number": ("--timeout nan", f"'nan' is {SECONDS}"),
     "local variables shown": ("--locals", "would show the settings"),
     "local variables shown, abbreviated": ("--loc", "--loc"),
-    "a timeout beyond PostgreSQL's": ("--timeout 600h", "--timeout: 23d is the most"),
+    "a timeout beyond PostgreSQL's": ("--timeout 600h", "statement_timeout"),
     "no workers": ("--jobs 0", "a number of workers, above 0"),
     "another format": ("--format zip", "argument --format: invalid choice: 'zip'"),
     "two sources": ("--live --backup x", "not allowed with argument --live"),
