@@ -548,7 +548,7 @@ class Project:
 
     def ask(self, request: str, database: "Database") -> str:
         """What a command of Django's prints when every alias leads to the database."""
-        private = {"HOST": database.words["host"], "USER": "postgres"}
+        private = {"HOST": database.words.get("host"), "USER": "postgres"}
         place = {"NAME": database.name} | (private if database.private else {})
         line = json.dumps([request.split(), place, database.options])
         with suppress(BrokenPipeError):  # the process has ended, which its answer tells
@@ -626,7 +626,7 @@ def serve_project(alias: str, needed: str) -> None:
 
 
 def told(error: BaseException | None, with_words: bool) -> str:
-    """What an error and its causes are, say (once passwords are known), and where."""
+    """An error and its causes: kinds, places, and words once passwords are known."""
     lines, hint = [], [ENCODE] * (isinstance(error, ValueError) and not with_words)
     while error:
         shown = with_words or isinstance(error, ImportError | SyntaxError)
@@ -1360,7 +1360,7 @@ class Scan:
             self.encoding = found[1]
         elif found := re.match(rf"SET default_tablespace = (?!'')({NAME});", text):
             self.tablespaces.add(unquoted(found[1]))
-        elif re.match(r"SET STANDARD_CONFORMING_STRINGS\b(?! = ON;)", words):
+        elif re.match(r"(?is)SE.*standard_conforming(?!_strings = on;\Z)", text):
             self.unfit = "standard_conforming_strings is off in it: set it for pg_dump"
         self.makes_public |= text == "CREATE SCHEMA public;"
         at = 0

@@ -218,9 +218,7 @@ PLAIN = {
     "a block is empty": Damage(
         line_with(b""), "table extra.line: found 0 rows, expected 41"
     ),
-    "a block is missing": Damage(
-        changed(LINE, b""), "table extra.line: missing"
-    ),
+    "a block is missing": Damage(changed(LINE, b""), "table extra.line: missing"),
     "a block is another table's": Damage(
         changed(rb"COPY extra\.visit_2025 \(", b"COPY extra.visit_2024 ("),
         "table extra.visit_2025: missing",

@@ -142,9 +142,7 @@ ENDINGS = {
     "a signal in a migration": Ending(
         interrupted_in_a_migration, ("interrupted (SIGINT)",)
     ),
-    "a migration that hangs": Ending(
-        with_a_slow_migration, ("migrate", "--timeout")
-    ),
+    "a migration that hangs": Ending(with_a_slow_migration, ("migrate", "--timeout")),
     "a full disk": Ending(
         with_a_full_disk, ("No space left on device", "make room on the disk")
     ),

@@ -182,6 +182,13 @@ words["NAME"] = words.pop("DATABASE")
 DATABASES = {"default": {"ENGINE": "django.db.backends.postgresql", **words}}
 DATABASE_ROUTERS = []
 """
+BY_SERVICE = """
+from market.settings import *
+
+SERVICE = {"ENGINE": "django.db.backends.postgresql", "OPTIONS": {"service": "drill"}}
+DATABASES = {"default": SERVICE}
+DATABASE_ROUTERS = []
+"""
 # What django-configurations does: the importer makes settings of a class.
 IMPORTER = """
 import os
@@ -244,6 +251,9 @@ USES = {
         {"rows": 1},
         {"PGDATABASE": "lifted_variables", "PGUSER": "postgres"},
     ),
+    "settings that name a service": Use(
+        "by_service", ("--live",), {"tables": 12}, {"PGSERVICEFILE": "services/one"}
+    ),
     "django-configurations": Use(
         "configured", (), {}, {"DJANGO_CONFIGURATION": "Production"}
     ),
@@ -293,6 +303,7 @@ def project() -> Path:
         "archive/models.py": ARCHIVE,
         "configurations/importer.py": IMPORTER,
         "market/binding.py": BINDING,
+        "market/by_service.py": BY_SERVICE,
         "market/configured.py": CONFIGURED,
         "market/engine/base.py": ENGINE,
         "market/from_variables.py": FROM_VARIABLES,
@@ -302,6 +313,7 @@ def project() -> Path:
         "shop/apps.py": WRITING_APPLICATION,
         "shop/models.py": SHOP,
         "shop/routers.py": ROUTERS,
+        "services/one": f"[drill]\nhost={server().data}\nuser=postgres\ndbname=lifted\n",
     }
     for name, text in files.items():
         path = root / name
