@@ -33,7 +33,7 @@ UPDATE backup_drill.item SET "Note" = normalize("Note") WHERE "Note" <>
   normalize("Note");
 -- a trailing blank is lost:
 -- > table backup_drill.item: 100 rows as expected, with other values
-UPDATE backup_drill.item SET "Note" = rtrim("Note") WHERE "Note" LIKE '%ends  ';
+UPDATE backup_drill.item SET "Note" = rtrim("Note") WHERE "Note" LIKE '%around  ';
 -- a byte of a bytea is changed:
 -- > table backup_drill.item: 100 rows as expected, with other values
 UPDATE backup_drill.item SET raw = set_byte(raw, 0, 1) WHERE length(raw) > 0;

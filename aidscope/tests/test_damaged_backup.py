@@ -264,13 +264,13 @@ PLAIN = {
     ),
     "compressed under the same name": Damage(written(gzip.compress), NO_HEADER),
     "invalid UTF-8": Damage(changed(b"2\tline 10\n", b"2\tline \xff\n"), "", "22021"),
-    "sent as text": Damage(changed(b"\n", b"\r\n"), "its lines end in CR LF"),
+    "sent as text": Damage(changed(b"\n", b"\r\n"), "lines end in CR LF"),
     "with a command for psql": Damage(
         changed(FOOTER, b"\n\\\\connect postgres\n" + FOOTER), "a command for psql"
     ),
     "with an end of the transaction": Damage(
         changed(FOOTER, b"\nROLLBACK;\n" + FOOTER),
-        "reaches beyond",
+        "no part of a backup",
     ),
 }
 
@@ -326,7 +326,31 @@ alter /* x */ system set fsync = off;
 SELECT 1 \gexec
 SELECT 1 \; COMMIT;
 \N	is a row that lost its COPY
+\restrict x \unrestrict x \! touch escaped
+\unrestrict `touch escaped`
+DROP OWNED BY postgres;
+DO 'BEGIN END';
+UPDATE pg_settings SET setting = 'off' WHERE name = 'standard_conforming_strings';
+SELECT public.f();
+SELECT pg_catalog.lo_export(1, 'escaped');
+SELECT pg_catalog.set_config('standard_' || 'conforming_strings', 'off', false);
+SET U&"standard\005fconforming_strings" = off;
 """
+# What psql reads otherwise than the standard, or its versions than each other.
+MISREAD = [
+    b"-- x\r\\! touch escaped\n;",
+    b"SELECT 1 -- x\r\\! touch escaped\n;",
+    b"SELECT (1;\nCOPY public.a (b) FROM stdin;\n\\! touch escaped\n\\.\n",
+    b"COPY public.a (b) FROM stdin;\n\\.\r\n\\! touch escaped\n\\.\n",
+    b"CREATE FUNCTION begin() RETURNS int LANGUAGE sql AS 'SELECT 1';\n\\! touch escaped",
+    b"CREATE TABLE a (begin atomic);\nALTER SYSTEM SET fsync = off;\n",
+    b"CREATE VIEW a AS SELECT \xc3\xa9E'\\' \\! touch escaped\n ';",
+    b"CREATE VIEW a AS SELECT 1$$'$$ \\! touch escaped\n ';",
+    b"CREATE VIEW a AS SELECT $1$$'$$ \\! touch escaped\n ';",
+    b"CREATE VIEW a AS SELECT $$a$$$x$'$x$ \\! touch escaped\n ';",
+    b"CREATE VIEW a AS SELECT E'a'\n'\\'' \\! touch escaped\n ';",
+    b"CREATE VIEW a AS SELECT 1e'\\' \\! touch escaped\n ';",
+]
 WITHIN = r"""
 ALTER DEFAULT PRIVILEGES FOR ROLE x IN SCHEMA public GRANT SELECT ON TABLES TO y;
 CREATE USER MAPPING FOR x SERVER y OPTIONS (password 'z');
@@ -335,6 +359,8 @@ GRANT SELECT ON TABLE public.database TO PUBLIC;
 CREATE TABLE public.t ("; ROLLBACK;" text DEFAULT E'\'; \! x');
 CREATE FUNCTION public.f() RETURNS void LANGUAGE sql AS $_$ROLLBACK; \! x$_$;
 CREATE FUNCTION public.g() RETURNS int LANGUAGE sql BEGIN ATOMIC SELECT 1; END;
+CREATE RULE r AS ON INSERT TO public.t DO (SELECT 1; DELETE FROM public.u; );
+CREATE VIEW public.v AS SELECT B'01', X'ff', U&'x', E'it''s', date('x'), $1;
 """
 
 
@@ -355,6 +381,24 @@ class ScanTests(Case):
         found = {line: scanned(plain(line).encode()).problems for line in lines}
         unseen = [line for line in lines if "line 5" not in "".join(found[line])]
         self.assertEqual(unseen, [])
+
+    def test_what_psql_misreads(self) -> None:
+        """What hides a command from one of the two readers is refused."""
+        texts = {sql: plain(sql.decode("latin-1")).encode("latin-1") for sql in MISREAD}
+        unseen = [sql for sql, text in texts.items() if not scanned(text).problems]
+        self.assertEqual(unseen, [])
+
+    def test_long_quotes_and_many_comments(self) -> None:
+        """What is kept of a backup does not grow with it, however short the pieces."""
+        scan, quote = drill.Scan(), b"SELECT pg_catalog.lowrite(0, '" + 2**16 * b"x"
+        for piece in [quote[at : at + 4096] for at in range(0, len(quote), 4096)] * 50:
+            scan.feed(piece)
+            scan.feed(b"');\n" if piece.endswith(b"x") and len(piece) < 4096 else b"")
+            self.assertLess(len(scan.rest), 2**19)
+        scan = drill.Scan()
+        for _ in range(1000):
+            scan.feed(100 * b"-- a comment\n")
+        self.assertLess(len(scan.words), 1000)
 
     def test_what_stays_within(self) -> None:
         """What only looks so is not refused."""

@@ -178,7 +178,7 @@ REFUSED = {
     "encrypted": (b"Salted__Krokodil", "error", "encrypted"),
     "a whole server's dump": (CLUSTER, "error", "pg_dumpall"),
     "a whole server's dump in gzip": (gzip.compress(CLUSTER), "error", "pg_dumpall"),
-    "an archive in gzip": (gzip.compress(b"PGDMP\1\16\0"), "failed"),
+    "an archive in gzip": (gzip.compress(b"PGDMP\1\16\0"), "error", "decompress it"),
     "a tar of other files": (b"toc.dat\0" + b"x" * 504, "failed", "tar"),
     "a newer archive": (b"PGDMP\1\143\0\4\10\1" + bytes(100), "error", "newer"),
     "a newer server's": ("-- Dumped from database version 99.1", "error", "99"),

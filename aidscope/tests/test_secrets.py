@@ -117,7 +117,7 @@ no password
 a closed port
     host: 127.0.0.1
     ends: error
-    says: Connection refused | host and
+    says: Connection refused | check the host
 an unknown host
     host: nowhere.invalid
     ends: error

@@ -185,11 +185,11 @@ pg_dump is killed
 pg_dump ends well and writes nothing
     pg_dump: exit 0
     ends: failed in creation
-    says: wrote 0 bytes
+    says: wrote only 0 bytes
 pg_dump ends well and its file is empty
     damage: : > "$target"; exit
     ends: failed in creation
-    says: wrote 0 bytes
+    says: wrote only 0 bytes
 pg_dump warns
     run: -k creation
     pg_dump: echo 'pg_dump: warning: it rains' >&2
@@ -307,7 +307,7 @@ a role is missing that no statement names
     backup:
         CREATE FUNCTION public.f() RETURNS void LANGUAGE plpgsql AS
         $$BEGIN EXECUTE 'ALTER SCHEMA public OWNER TO drill_' || 'nobody'; END$$;
-        SELECT public.f();
+        CREATE MATERIALIZED VIEW public.m AS SELECT public.f() IS NULL AS x;
     ends: error in restore
     says: role "drill_nobody" does not exist | --throwaway
 a role is missing, in German
@@ -315,12 +315,12 @@ a role is missing, in German
     backup:
         CREATE FUNCTION public.f() RETURNS void LANGUAGE plpgsql AS
         $$BEGIN EXECUTE 'ALTER SCHEMA public OWNER TO drill_' || 'nobody'; END$$;
-        SELECT public.f();
+        CREATE MATERIALIZED VIEW public.m AS SELECT public.f() IS NULL AS x;
     ends: error in restore
     says: drill_nobody
 a relation is missing, in German
     german: yes
-    backup: SELECT * FROM public.tls_certificate;
+    backup: CREATE VIEW public.v AS SELECT * FROM public.tls_certificate;
     ends: failed in restore
     says: tls_certificate
 a tablespace is missing
@@ -364,14 +364,14 @@ a trigger raises
     backup:
         CREATE FUNCTION public.f() RETURNS void LANGUAGE plpgsql AS
         $$BEGIN RAISE 'Krokodil'; END$$;
-        SELECT public.f();
+        CREATE MATERIALIZED VIEW public.m AS SELECT public.f() IS NULL AS x;
     ends: failed in restore
     says: P0001
 a trigger raises with another code
     backup:
         CREATE FUNCTION public.f() RETURNS void LANGUAGE plpgsql AS
         $$BEGIN RAISE 'Krokodil' USING ERRCODE = '23505'; END$$;
-        SELECT public.f();
+        CREATE MATERIALIZED VIEW public.m AS SELECT public.f() IS NULL AS x;
     ends: failed in restore
     says: 23505
 a trigger warns
@@ -379,16 +379,16 @@ a trigger warns
     backup:
         CREATE FUNCTION public.f() RETURNS void LANGUAGE plpgsql AS
         $$BEGIN RAISE WARNING 'Krokodil'; END$$;
-        SELECT public.f();
+        CREATE MATERIALIZED VIEW public.m AS SELECT public.f() IS NULL AS x;
     ends: passed in restore
     says: 01000
 the session is ended
-    backup: SELECT pg_terminate_backend(pg_backend_pid());
+    backup: CREATE MATERIALIZED VIEW public.m AS SELECT pg_terminate_backend(pg_backend_pid());
     ends: error in restore
     says: server
 a statement does not end
     run: --timeout 2
-    backup: SELECT pg_sleep(60);
+    backup: CREATE MATERIALIZED VIEW public.m AS SELECT pg_sleep(60) IS NULL AS x;
     ends: error in restore
     says: --timeout
 """
@@ -515,7 +515,7 @@ an alias that is not there
     says: second | archive | default
 settings that leave Python
     settings: raise SystemExit
-    says: it ended Python
+    says: it has ended
 settings that fail
     settings: raise RuntimeError("Krokodil")
     says: RuntimeError (in | site_settings.py, line 2

@@ -80,11 +80,11 @@ class WaysThatPassTests(Case, table=WAYS):
         with place() as here:
             over = here.run(*row.arguments, command=row.command, url=url())
         self.assertEqual(over.status, 0, over.said)
-        self.assertEqual(tests_in(over), list(row.tests))
+        self.assertEqual(named_tests(over), list(row.tests))
         self.assertNotIn("skipped", over.said)
 
 
-def tests_in(over: Ended) -> list[str]:
+def named_tests(over: Ended) -> list[str]:
     """The tests that unittest's or pytest's verbose output speaks of, in its order."""
     names = re.findall(r"^(test_backup_\w+) \(|::(\w+) PASSED", over.said, re.MULTILINE)
     return ["".join(name) for name in names]
@@ -156,7 +156,7 @@ class OutputTests(Case):
         steps = re.findall(STEP, over.stderr, re.MULTILINE)
         for expected in ("run the project's migrations", "load the backup"):
             self.assertIn(expected, steps)
-        self.assertEqual(tests_in(over), list(SENTENCES))
+        self.assertEqual(named_tests(over), list(SENTENCES))
         report = over.report
         self.assertEqual((report["version"], report["verdict"]), (1, "passed"))
         for name, sentence in SENTENCES.items():
