@@ -295,6 +295,17 @@ class PlainTests(Case, table=PLAIN):
             self.assertIn(row.by_restore, said_by_restore(unrecorded))
 
 
+class SequenceTests(Case):
+    """A sequence that changes beside the dump is no fault of the backup's."""
+
+    def test_dropped_before_the_snapshot(self) -> None:
+        """It is named under what is not compared."""
+        gone = {"sequence public.gone": ([7, True, 4711], None)}
+        backup, scan = replace(made().backup, moved=gone), made().scan
+        self.assertEqual(drill.problems_of_source(scan, backup), [])
+        self.assertLess({*gone}, {*drill.uncompared(backup, scan, backup.source)})
+
+
 # --- What the scan of a backup finds --------------------------------------------------
 
 BEYOND = r"""

@@ -69,6 +69,11 @@ a trigger that takes changes back
            FOR EACH ROW EXECUTE FUNCTION public.keep();
         ALTER TABLE public.kept ENABLE ALWAYS TRIGGER keep
     report: {"rows": 1}
+rows that begin with no value
+    sql:
+        CREATE TABLE public.kept (a integer, b text);
+        INSERT INTO public.kept VALUES (NULL, NULL), (1, 'one')
+    report: {"rows": 2}
 functions in the SQL standard's form
     sql:
         CREATE TABLE public.kept AS SELECT 1 AS id;

@@ -189,6 +189,11 @@ SERVICE = {"ENGINE": "django.db.backends.postgresql", "OPTIONS": {"service": "dr
 DATABASES = {"default": SERVICE}
 DATABASE_ROUTERS = []
 """
+OPTIONS = """
+from market.settings import *
+
+DATABASES["default"]["OPTIONS"] = {"dbname": "lifted"}
+"""
 # What django-configurations does: the importer makes settings of a class.
 IMPORTER = """
 import os
@@ -251,6 +256,7 @@ USES = {
         {"rows": 1},
         {"PGDATABASE": "lifted_variables", "PGUSER": "postgres"},
     ),
+    "options that name a database": Use("options", (), {"tables": 15}),
     "settings that name a service": Use(
         "by_service", ("--live",), {"tables": 12}, {"PGSERVICEFILE": "services/one"}
     ),
@@ -307,6 +313,7 @@ def project() -> Path:
         "market/configured.py": CONFIGURED,
         "market/engine/base.py": ENGINE,
         "market/from_variables.py": FROM_VARIABLES,
+        "market/options.py": OPTIONS,
         "market/own_engine.py": OWN_ENGINE,
         "market/sqlite.py": SQLITE,
         "market/writing.py": WRITING,

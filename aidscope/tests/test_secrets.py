@@ -9,9 +9,11 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
+from aidscope.tests import in_process
 from aidscope.tests.support import (
     CLIENTS,
     SECRET,
@@ -250,6 +252,15 @@ def configured(here: Place, row: Row) -> Iterator[dict[str, str]]:
 
 
 # --- Passwords inside a database ------------------------------------------------------
+
+
+class RedactionTests(Case):
+    """What is not printed is found in every text."""
+
+    def test_a_password_within_another(self) -> None:
+        """No rest of the longer one is left."""
+        run = replace(in_process.server().run, secrets=("part", "part-of-it"))
+        self.assertEqual(run.redacted("a part-of-it."), "a [REDACTED].")
 
 
 class DefinitionTests(Case):

@@ -337,6 +337,10 @@ an extension is missing
     backup: CREATE EXTENSION nowhere;
     ends: error in restore
     says: extension "nowhere"
+a collation is missing
+    backup: CREATE COLLATION public.c (locale = 'xx_XX.utf8');
+    ends: error in restore
+    says: locale
 a setting is unknown
     backup: SET shape = 1;
     ends: error in restore
