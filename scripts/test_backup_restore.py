@@ -1294,9 +1294,9 @@ class Scan:
 
     def feed(self, piece: bytes, final: bool = False) -> None:
         """Take the next piece of the SQL."""
-        # psql passes over what follows a zero byte in its line.
         if not self.seen and piece[:5] in (b"PGDMP", b"toc.d"):
             self.unfit = "an archive was compressed again: decompress it first"
+        # psql passes over what follows a zero byte in its line.
         self.note("zero bytes, which no text of PostgreSQL's has", b"\0" in piece)
         self.rest += piece
         if not final and len(self.rest) < self.enough:
