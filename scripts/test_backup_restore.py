@@ -1572,9 +1572,10 @@ SELECT format('SELECT json_build_array(''rows'', %L, %L, count(*), '
  WHERE r.relkind = 'r'
    AND NOT (r.relpersistence = 'u' AND pg_is_in_recovery())  -- it has none
 """
-# The queries of ROWS, the smallest table first, with NULLs in place of its first row.
-FIRST_AS_NULL = "(SELECT (NULL::%4$s).* UNION ALL (SELECT * FROM ONLY %4$s OFFSET 1))"
-ALTERED = f"""{ROWS.replace("ONLY %s", FIRST_AS_NULL)}
+# The queries of ROWS, the smallest table first, with NULLs for a row that has a value.
+ONE_AS_NULL = """(SELECT (NULL::%4$s).* UNION ALL
+(SELECT * FROM ONLY %4$s AS s ORDER BY ROW(s.*) IS NULL OFFSET 1))"""
+ALTERED = f"""{ROWS.replace("ONLY %s", ONE_AS_NULL)}
    AND pg_relation_size(r.oid) > 0
  ORDER BY pg_relation_size(r.oid), r.oid
 """
@@ -1676,8 +1677,7 @@ def provide_globals(scan: Scan, server: Database) -> None:
                 cursor.execute("SELECT format(%s, %s::text)", [statement, name])
                 cursor.execute(*cursor.fetchone())
     if not server.private and scan.seen["CREATE SUBSCRIPTION"]:
-        fact = "the backup has a subscription, which would keep its database for ever"
-        raise NotJudged(fact, "use --throwaway")
+        raise NotJudged("a subscription would keep its database", "use --throwaway")
 
 
 def load_backup(backup: Backup, restored: Database) -> tuple[Any, ...]:
@@ -1809,9 +1809,9 @@ def require_differences_seen(restored: Database, found: Contents) -> None:
         cursor.execute(ALTERED)
         for query in cursor.fetchall():
             cursor.execute(*query)
-            rows = found.rows | contents_from(json.dumps(*cursor.fetchone())).rows
-            if rows != found.rows:  # else the first row was all NULL before
-                changed["rows"] = rows
+            altered = contents_from(json.dumps(*cursor.fetchone())).rows
+            changed["rows"] = found.rows | altered
+            if changed["rows"] != found.rows:  # else no row has a value
                 break
     for what, altered in changed.items():
         if not differences(found, replace(found, **{what: altered})):

@@ -249,6 +249,10 @@ rows
     blind: without("rows", {})
     ends: error in restore
     says: the drill's own comparison | rows
+the hashes of rows
+    blind: hash_nothing()
+    ends: error in restore
+    says: the drill's own comparison | rows
 definitions
     blind: without("definitions", {})
     ends: error in restore
@@ -269,6 +273,12 @@ from scripts import test_backup_restore as drill
 from scripts.test_backup_restore import BackupRestoreTests, load_tests
 
 compare = drill.differences
+
+def hash_nothing():
+    for name in ("ROWS", "ALTERED"):
+        blinded = "coalesce(0 * sum(%s), 0)"
+        query = getattr(drill, name).replace("coalesce(sum(%s), 0)", blinded)
+        setattr(drill, name, query)
 
 def without(field, nothing):
     def blind(*both):
