@@ -54,15 +54,15 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO
 from urllib.parse import quote
 
+if sys.version_info < (3, 11):  # noqa: UP036  a sentence, for those who have it
+    raise SystemExit("the backup drill needs Python 3.11 or later")
+
 try:  # in Django's order of preference
     import psycopg as driver
     from psycopg.conninfo import make_conninfo
 except ImportError:
     import psycopg2 as driver
     from psycopg2.extensions import make_dsn as make_conninfo
-
-if sys.version_info < (3, 11):  # noqa: UP036  a sentence, for those who have it
-    raise SystemExit("the backup drill needs Python 3.11 or later")
 
 __unittest = True  # unittest then shows our sentences without the frames of this file
 log = logging.getLogger("backup_drill")
@@ -1929,7 +1929,7 @@ def parsed(argv: list[str]) -> tuple[Options, list[str]]:
     """The options, and the arguments for unittest. Raises SystemExit."""
     parser = argparse.ArgumentParser(
         description=__doc__.partition("\n")[0],
-        epilog="Others go to unittest: -k restore. Status: 0 if all passed, else 1.",
+        epilog="Other arguments go to unittest: -k restore. Status 0: all passed.",
         allow_abbrev=False,
     )
     add, source = parser.add_argument, parser.add_mutually_exclusive_group()
@@ -1937,14 +1937,18 @@ def parsed(argv: list[str]) -> tuple[Options, list[str]]:
     span = {"type": duration, "metavar": "DURATION"}
     made = ("plain", "custom", "directory")
     add("-v", "--verbose", **yes, help="show each step and its duration")
-    add("--strict", **yes, help="do without nothing: programs, versions, a database")
+    add("--strict", **yes, help="no skip, no substitute: programs, versions, database")
     add("--throwaway", **yes, help="work on a private server, started for this run")
     add("--timeout", **span, default=30.0, help="bound on each operation, default 30")
-    add("--database", metavar="ALIAS", default="default", help="of settings.DATABASES")
-    add("--format", choices=made, default="plain", help="to rehearse, default plain")
+    add("--database", metavar="ALIAS", default="default", help="in settings.DATABASES")
+    add(
+        "--format", choices=made, default="plain", help="of a new backup, default plain"
+    )
     add("--jobs", type=int, metavar="N", default=1, help="parallel workers, default 1")
     source.add_argument("--live", **yes, help="back the configured database up itself")
-    source.add_argument("--backup", **file, help="restore one that exists, of any form")
+    source.add_argument(
+        "--backup", **file, help="restore one that exists, in any format"
+    )
     add("--max-age", **span, help="fail if the --backup was written longer ago: 26h")
     add("--max-restore", **span, help="fail if loading the backup takes longer: 15m")
     add("--report", **file, help="write the evidence as JSON")
