@@ -1941,14 +1941,10 @@ def parsed(argv: list[str]) -> tuple[Options, list[str]]:
     add("--throwaway", **yes, help="work on a private server, started for this run")
     add("--timeout", **span, default=30.0, help="bound on each operation, default 30")
     add("--database", metavar="ALIAS", default="default", help="in settings.DATABASES")
-    add(
-        "--format", choices=made, default="plain", help="of a new backup, default plain"
-    )
+    add("--format", choices=made, default="plain", help="of a new backup (plain)")
     add("--jobs", type=int, metavar="N", default=1, help="parallel workers, default 1")
     source.add_argument("--live", **yes, help="back the configured database up itself")
-    source.add_argument(
-        "--backup", **file, help="restore one that exists, in any format"
-    )
+    source.add_argument("--backup", **file, help="restore one that exists, of any kind")
     add("--max-age", **span, help="fail if the --backup was written longer ago: 26h")
     add("--max-restore", **span, help="fail if loading the backup takes longer: 15m")
     add("--report", **file, help="write the evidence as JSON")
