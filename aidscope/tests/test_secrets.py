@@ -119,7 +119,7 @@ no password
 a closed port
     host: 127.0.0.1
     ends: error
-    says: Connection refused | check the host
+    says: Connection refused | check host and port
 an unknown host
     host: nowhere.invalid
     ends: error
