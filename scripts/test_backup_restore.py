@@ -458,7 +458,7 @@ HINTS = {
     "^53": "raise the limit of the server, such as max_locks_per_transaction",
     "^57014|(statement|lock) timeout": "allow more time with --timeout",
     "^28|authentication failed|no password": "check the user and the password",
-    " refused|not trans|time(d |out e)| unreach|socket .*No such": "check host and port",
+    " refused|not trans|time(d |out e)|unreach|socket .*No such": "check host and port",
     '(database|role) ".*" does not exist': "check the names of database and user",
     "pg_hba.conf|SSL[ ,]": "check sslmode and its files, and the server's pg_hba.conf",
     "startup parameter": "let the settings name the server itself, not its pooler",
