@@ -28,7 +28,6 @@ not be judged. The tests come first; what they use follows in the order of its u
 import argparse
 import atexit
 import contextlib
-import datetime
 import hashlib
 import io
 import json
@@ -50,6 +49,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 from urllib.parse import quote
@@ -828,7 +828,7 @@ class Database:
 def started_servers(project: Project) -> Iterator[tuple[Database, Database]]:
     """The source's server, and that of the scratch databases; most often the same."""
     options = project.run.options
-    if not any(any(installations(project.run, name)) for name in PROGRAMS):
+    if not any(any(program_folders(name)) for name in PROGRAMS):
         fact = "no PostgreSQL programs: neither on PATH nor in the usual folders"
         error = NotJudged(fact, "install them: apt-get install postgresql-client")
         if options.strict:
@@ -875,7 +875,8 @@ def introduced(server: Database) -> Database:
     known = zip(("name", "version", "encoding", "locale"), about, strict=True)
     server, found = replace(server, **dict(known)), []
     needed = major_of(server.version)
-    for folder, versions in installations(server.run, *PROGRAMS):
+    for folder in program_folders(*PROGRAMS):
+        versions = {name: version_of(server.run, folder / name) for name in PROGRAMS}
         majors = sorted(map(major_of, versions.values()), reverse=True)
         found.append((majors, replace(server, folder=folder, programs=versions)))
     usable = [each for each in found if each[0][-1] >= needed]
@@ -891,14 +892,14 @@ def introduced(server: Database) -> Database:
     return best
 
 
-def installations(run: Run, *names: str) -> Iterator[tuple[Path, dict[str, str]]]:
-    """The folders with all of these programs, and their versions: PATH's first."""
+def program_folders(*names: str) -> Iterator[Path]:
+    """The folders that have all of these programs: PATH's first."""
     usual = (path for each in PROGRAM_FOLDERS.split() for path in Path("/").glob(each))
     for folder in [*map(Path, os.get_exec_path()), *sorted(usual)]:
         paths = [folder / name for name in names]
         real = [path.resolve().name for path in paths if os.access(path, os.X_OK)]
         if len(real) == len(names) and "pg_wrapper" not in real:  # it runs the newest
-            yield folder, {path.name: version_of(run, path) for path in paths}
+            yield folder
 
 
 def version_of(run: Run, program: Path) -> str:
@@ -1003,8 +1004,8 @@ def made_database(
 @contextmanager
 def throwaway_server(run: Run, major: int | None) -> Iterator[Database]:
     """A private server in the run's folder, without TCP; the reaper ends it."""
-    found = reversed([*installations(run, "postgres", "initdb", "pg_ctl")])
-    homes = {major_of(versions["postgres"]): home for home, versions in found}
+    found = reversed([*program_folders("postgres", "initdb", "pg_ctl")])
+    homes = {major_of(version_of(run, home / "postgres")): home for home in found}
     if not (home := homes.get(major or max(homes, default=0))):
         hint = f"install them: apt-get install postgresql{f'-{major}' * bool(major)}"
         raise NotJudged("no programs of a server for a throwaway server", hint)
@@ -1872,8 +1873,7 @@ class Evidence:
             write_evidence(path, "w", f"{json.dumps(facts, indent=2)}\n")
         if path := os.environ.get("GITHUB_STEP_SUMMARY"):
             fenced = f"```\n{self.why}\n```\n\n" if self.why else ""
-            text = f"### Backup drill\n\n{text}\n\n{fenced}"
-            write_evidence(Path(path), "a", text)
+            write_evidence(Path(path), "a", f"### Backup drill\n\n{text}\n\n{fenced}")
 
 
 def told_of(item: tuple[str, Any]) -> str:
@@ -1912,7 +1912,7 @@ def exceeded(seconds: float, limit: float | None) -> list[str]:
 
 def in_words(seconds: float) -> str:
     """A duration: 0.3 s, or 2 days, 3:00:00."""
-    long = datetime.timedelta(seconds=round(seconds))
+    long = timedelta(seconds=round(seconds))
     return f"{seconds:.3g} s" if seconds < 60 else str(long)
 
 
