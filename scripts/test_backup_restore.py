@@ -9,68 +9,85 @@ The source is a rehearsal, made for this run: the project's migrations and a sam
 awkward values. With --live it is the configured database, which is only read. With
 --backup FILE the backup exists, and is compared with what it says itself.
 
-What a database holds is told in two ways: pg_dump writes its definitions, psql reads
-its facts: rows, sequences, names. PostgreSQL rewrites some definitions at their first
-restore, so those of the reference are expected.
+PostgreSQL's own programs tell what a database holds, in two ways: pg_dump writes its
+definitions, psql reads its facts. PostgreSQL rewrites some definitions at their first
+restore; so the source's are restored alone as well, without rows, into a reference,
+and those of the reference are expected.
 
     server      a database through which others are made: where, as whom, by what
     scratch     made by this run, carries its mark, is dropped by it
-    backup      the file or folder that holds the source
-    scan        what one pass over a backup, as SQL, finds in it
+    private     a server that this run has started, and ends
+    source      the database that is backed up
+    backup      the file or folder that holds it
+    entry       what pg_dump writes about one object, below a comment of its own
+    reading     what one pass over a backup, as SQL, finds in it
     restored    the scratch database loaded from the backup
     reference   the scratch database with the source's definitions and no rows
-    contents    what a database holds, as values that can be compared
+    contents    what a database holds, as texts that can be compared
+    difference  one sentence about how the restored database departs from its source
 
 A failure (BackupIsBad) says that the backup is bad, an error (NotJudged) that it could
-not be judged. The tests come first; what they use follows in the order of its use.
+not be judged, and what to do. The tests come first. What is needed in order to trust a
+pass follows, up to the room about reading a backup; then comes the machinery.
 """
+
+import signal
+import sys
+
+if __name__ == "__main__":
+    # Until the drill handles it, Ctrl-C ends the process without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+if sys.version_info < (3, 11):  # noqa: UP036  a sentence for those who have it
+    raise SystemExit("the backup drill needs Python 3.11 or later")
 
 import argparse
 import atexit
-import contextlib
+import codecs
 import hashlib
 import io
 import json
 import logging
 import os
 import re
-import select
+import runpy
+import shlex
 import shutil
-import signal
-import subprocess
-import sys
 import tarfile
 import tempfile
-import textwrap
 import time
 import traceback
 import unittest
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import (
+    AbstractContextManager,
+    ExitStack,
+    contextmanager,
+    suppress,
+)
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from functools import cached_property, partial
+from itertools import pairwise
+from os import environ
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from signal import SIG_IGN
+from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
+from threading import Timer
+from time import monotonic
+from typing import IO, Any
 from urllib.parse import quote
-
-if sys.version_info < (3, 11):  # noqa: UP036  a sentence, for those who have it
-    raise SystemExit("the backup drill needs Python 3.11 or later")
-
-try:  # in Django's order of preference
-    import psycopg as driver
-    from psycopg.conninfo import make_conninfo
-except ImportError:
-    import psycopg2 as driver
-    from psycopg2.extensions import make_dsn as make_conninfo
 
 __unittest = True  # unittest then shows our sentences without the frames of this file
 log = logging.getLogger("backup_drill")
 Options = argparse.Namespace  # of the command line, whose parser is the last room
+Words = dict[str, str]
+Lines = list[str]
+Command = tuple[str, ...]
+File = IO[bytes]
+Context = AbstractContextManager[Any]
 MARK = "backup_drill_"  # what the names of our databases and folders begin with
-CHUNK = 2**20  # bytes read at once
-ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # signals that ask for an end
-ISO = "%Y-%m-%dT%H:%M:%S+00:00"
+ROOT = Path(__file__).resolve().parent.parent  # of the project
 
 
 class BackupIsBad(AssertionError):
@@ -78,13 +95,1402 @@ class BackupIsBad(AssertionError):
 
 
 class NotJudged(Exception):
-    """The backup could not be judged: an error, in unittest's words, and what to do."""
+    """The backup could not be judged: an error. Its arguments are lines to show."""
 
     def __str__(self) -> str:
-        return "\n  ".join(filter(None, map(str, self.args)))
+        return "\n  ".join(str(line) for line in self.args if line)
 
 
-# --- The sample -----------------------------------------------------------------------
+# --- The story ------------------------------------------------------------------------
+# In: the options. Out: a verdict on each act. Promised: a pass means that the backup
+# was read whole, was loaded, and brought back what it should.
+
+
+class BackupRestoreTests(unittest.TestCase):
+    """A backup is made, is whole, and brings all back. Each test can run alone."""
+
+    options: Options | None = None  # None: unittest or pytest has the command line
+    drill: "Drill"
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        atexit.register(cls.doClassCleanups)  # unittest does without after Ctrl-C
+        cls.enterClassContext(interruptible())
+        cls.drill = Drill(cls.options or parsed([])[0], cls.enterClassContext)
+        cls.addClassCleanup(cls.drill.evidence.publish)
+        cls.drill.evidence.judge("set-up", cls.drill.set_up)
+
+    def test_backup_creation(self) -> None:
+        """The source is written to a new backup."""
+        self.drill.evidence.judge("creation", lambda: self.drill.backup)
+
+    def test_backup_validation(self) -> None:
+        """The backup is whole and holds every row of every table."""
+        self.drill.evidence.judge("validation", lambda: self.drill.reading)
+
+    def test_backup_restore(self) -> None:
+        """A fresh database loaded from the backup is the source again."""
+        self.drill.evidence.judge("restore", self.drill.restore)
+
+
+def load_tests(loader: unittest.TestLoader, *_: object) -> unittest.TestSuite:
+    """Creation, validation, restore: by name, unittest would restore too early."""
+    names = loader.getTestCaseNames(BackupRestoreTests)
+    names = sorted(names, key=lambda name: name.endswith("restore"))
+    return unittest.TestSuite(map(BackupRestoreTests, names))
+
+
+class Drill:
+    """One run; what a stage makes is kept for the stages that follow."""
+
+    def __init__(self, options: Options, enter: Callable[[Context], Any]) -> None:
+        self.options = options
+        self.enter = enter  # takes a context that is to last until the end of the run
+        self.evidence = Evidence(options)
+
+    def set_up(self) -> None:
+        """Read the settings; find the server that they name, or begin a private one."""
+        self.project = described_project(self.enter(started_run(self.options)))
+        self.run = self.project.run
+        self.configured = None
+        if self.options.live or not self.options.private:
+            self.configured = configured_database(self.project)
+        if not self.configured:
+            self.options.private = True
+        if not self.options.private:
+            self.enter(scratch_work(self.configured))
+        elif self.options.live:
+            self.begin_private_server(self.configured.major)
+        elif self.options.rehearsal:
+            self.begin_private_server(NEWEST)
+
+    def begin_private_server(self, major: int) -> None:
+        """Begin to start a private server, beside what follows."""
+        self.starting = self.enter(starting_server(self.project, major))
+
+    @cached_property
+    def server(self) -> "Database":
+        """The server of the scratch databases, once it is there."""
+        server = self.configured
+        if self.options.private:
+            server = introduced(*self.starting)
+        self.evidence.facts.update(
+            server=server.version,
+            private=server.private,
+            programs=server.programs.version,
+        )
+        return server
+
+    @cached_property
+    def backup(self) -> "Backup":
+        """The backup: one that exists, or a new one of the source."""
+        facts = self.evidence.facts
+        if self.options.live:
+            backup = written_backup(self.configured)
+        elif self.options.rehearsal:
+            backup = rehearsed_backup(self.server, self.project)
+        else:
+            backup, major = adopted_backup(self.options.backup, self.run)
+            facts["backup_written"] = in_utc(backup.written)
+            if self.options.private:
+                self.begin_private_server(major)
+        if backup.source:
+            facts["seconds_to_back_up"] = round(backup.source.seconds, 3)
+        facts["format"] = backup.format.name
+        facts["bytes"] = size_of(backup.path)
+        return backup
+
+    @cached_property
+    def reading(self) -> "Reading":
+        """What the backup says, once it was found to be whole."""
+        backup = self.backup
+        server = self.configured
+        if self.options.private:
+            server, _ = self.starting
+        reading, self.evidence.facts["sha256"] = validated_reading(backup, server)
+        return reading
+
+    def restore(self) -> None:
+        """Load the backup, compare what came back, and use it."""
+        facts = self.evidence.facts
+        backup = self.backup
+        reading = self.reading
+        server = self.server
+        if server.private:
+            provide_globals(server, reading)
+        restored = made_database(server, "restored", backup)
+        if reading.told["public"]:  # as after pg_dump --schema public
+            restored.ask("DROP SCHEMA public;")
+        reference = None
+        if backup.source:
+            reference = made_database(server, "reference", restored)
+        seconds = load_backup(backup, reading, restored, reference)
+        facts["seconds_to_restore"] = round(seconds, 3)
+        found, script, plan = read_back(restored, reference, self.project)
+        fact = "the restored database differs from what the backup says itself"
+        expected = expected_of_existing(reading, found)
+        if backup.source:
+            fact = "the restored database differs from its source"
+            expected = expected_of_source(backup.source, reading, script)
+        reasons = not_compared(backup, reading, expected, found)
+        facts["not_compared"].update(reasons)
+        refuse(fact, differences(expected, found))
+        facts.update(counts_of(expected))
+        facts["pending_migrations"] = re.findall(r"(?m)^\[ \] +(\S+)", plan)
+        if self.options.rehearsal:
+            with step("use the restored database"):
+                insert_through_sequences(restored)
+        with step("make differences, and see them"):
+            require_differences_seen(restored, found)
+        refuse("the restore took too long", exceeded(seconds, self.options.max_restore))
+
+
+# --- Programs -------------------------------------------------------------------------
+# In: command lines. Out: what programs wrote, or a verdict. Promised: programs run side
+# by side while Python waits; each has a time limit, joins the process group of a guard,
+# and ends with that group, however this process ends.
+
+# The guard waits for the end of its stdin, which this process alone holds open. Then it
+# ends its group, TERM first, as programs that write would fill the folder again; then
+# the private server, and the folder $1.
+GUARD = r"""
+trap '' HUP INT TERM
+cat
+kill -s TERM 0
+file="$1/data/postmaster.pid"  # which a server that ends removes
+if read -r server < "$file"; then
+    kill -s QUIT "$server"
+    kill -s CONT "$server"     # it may have been stopped
+    tries=0
+    while [ -e "$file" ] && kill -s 0 "$server" && [ $((tries += 1)) -le 500 ]; do
+        sleep 0.02
+    done
+    if [ -e "$file" ]; then
+        children=$(ps -A -o pid= -o ppid= | while read -r child parent; do
+            if [ "$parent" = "$server" ]; then echo "$child"; fi
+        done)
+        kill -s KILL "$server" $children
+    fi
+fi
+tries=0
+until rm -rf -- "$1" || [ $((tries += 1)) -gt 20 ]; do sleep 0.05; done
+kill -s KILL 0
+"""
+GUARD_SECONDS = 60  # that it may take: the folder may be large
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # signals that ask for an end
+# PostgreSQL's programs get only these variables.
+PASSED_ON = ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH", "KRB5CCNAME")
+# pg_dump: warning: it rains
+# psql:<stdin>:33: WARNING:  01000: it rains; but not of class 25, as a backup brackets
+# its large objects by BEGIN and COMMIT
+WARNING = re.compile(
+    r"^(pg_\w+: (?:warning|hint|detail).*|psql:.*?:\d+: \S+:  (?!25)\w{5})",
+    re.MULTILINE,
+)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Raise KeyboardInterrupt in the block at the first signal that asks for an end."""
+    # One that is ignored from the start, as nohup does with SIGHUP, stays ignored.
+    before = {number: signal.getsignal(number) for number in ENDINGS}
+    for number in ENDINGS:
+        if before[number] != SIG_IGN:
+            signal.signal(number, interrupt)
+    # A program that asks a terminal for a passphrase fails then, and does not stop.
+    signal.signal(signal.SIGTTIN, SIG_IGN)
+    signal.signal(signal.SIGTTOU, SIG_IGN)
+    yield
+    if __name__ != "__main__":  # else nothing follows that could be interrupted
+        for number in ENDINGS:
+            signal.signal(number, before[number])
+
+
+def interrupt(number: int, _frame: object) -> None:
+    """Raise KeyboardInterrupt, with the name of the signal."""
+    ignore_endings()
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+def ignore_endings() -> None:
+    """Ignore all that asks for an end, as the drill cleans up."""
+    for number in ENDINGS:
+        signal.signal(number, SIG_IGN)
+
+
+@contextmanager
+def guarded(folder: Path) -> Iterator[int]:
+    """The id of a process group; it and the folder are gone after the block."""
+    guard = Popen(
+        ["/bin/sh", "-c", GUARD, "guard", folder],
+        env={"PATH": f"{environ.get('PATH')}:{os.defpath}"},
+        stdin=PIPE,
+        stdout=DEVNULL,
+        stderr=DEVNULL,
+        process_group=0,
+    )
+    try:
+        yield guard.pid
+    finally:
+        ignore_endings()
+        guard.stdin.close()
+        guard.send_signal(signal.SIGCONT)  # somebody may have stopped it
+        try:
+            guard.wait(GUARD_SECONDS)
+        except TimeoutExpired:  # there may be much to remove
+            os.killpg(guard.pid, signal.SIGKILL)
+        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            log.warning("the folder of this run is left behind: %s", folder)
+
+
+@contextmanager
+def started_run(options: Options) -> Iterator["Run"]:
+    """A run and its folder, which is gone after the block."""
+    # Python's tempfile would silently leave a TMPDIR that is full or missing.
+    parent = Path(environ.get("TMPDIR") or tempfile.gettempdir()).absolute()
+    folder = parent / f"{MARK}{os.urandom(8).hex()}"
+    folder.mkdir(mode=0o700)
+    with guarded(folder) as group:
+        yield Run(options, folder, group)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all parts of one run share, and how they start programs."""
+
+    options: Options
+    folder: Path  # for its files; the names of its databases begin with its name
+    group: int  # of processes, led by its guard
+    secrets: Command = field(default=(), repr=False)
+
+    def redacted(self, text: str) -> str:
+        """The text with [REDACTED] for each secret, in whichever way it is written."""
+        forms = {form for secret in self.secrets for form in written_forms(secret)}
+        for form in sorted(forms, key=len, reverse=True):
+            text = text.replace(form, "[REDACTED]")
+        return text
+
+    def file_with(self, text: str = "") -> File:
+        """A nameless file that holds the text, for a program to read or to write."""
+        file = tempfile.TemporaryFile(dir=self.folder)
+        file.write(text.encode("utf-8", "surrogateescape"))
+        file.seek(0)
+        return file
+
+    @contextmanager
+    def started(
+        self,
+        *command: object,
+        name: str = "",
+        environment: Words | None = None,
+        stdin: int | File = DEVNULL,
+        stdout: int | None = None,
+        account: str | None = None,
+        timeouts: float = 1,
+        good: tuple[int, ...] = (0,),
+    ) -> Iterator["Program"]:
+        """A program that runs beside this process; killed at the end of the block.
+
+        It may take so many times --timeout, and end with one of the good statuses.
+        """
+        with self.file_with() as output, self.file_with() as errors:
+            popen = Popen(
+                list(map(str, command)),
+                env=environment or base_environment(),
+                stdin=stdin,
+                stdout=stdout or output,
+                stderr=errors,
+                bufsize=0,
+                umask=0o077,
+                cwd=ROOT,  # the settings may name files relative to it
+                user=account,
+                group=account,
+                extra_groups=account and (),
+                process_group=self.group,
+            )
+            name = name or Path(popen.args[0]).name
+            seconds = timeouts * self.options.timeout
+            program = Program(self, name, popen, output, errors, seconds, good)
+            with popen:
+                try:
+                    yield program
+                finally:
+                    popen.kill()
+
+
+def base_environment() -> Words:
+    """The variables of a program of PostgreSQL's, which speaks English then."""
+    kept = {name: environ[name] for name in PASSED_ON if name in environ}
+    return {**kept, "LC_ALL": "C", "TZ": "UTC"}
+
+
+def written_forms(secret: str) -> set[str]:
+    """A text as it is, and as it is quoted for SQL, libpq, URLs, Python and JSON."""
+    backslashed = secret.replace("\\", "\\\\")
+    return {
+        secret,
+        secret.replace("'", "''"),
+        backslashed,
+        backslashed.replace("'", "\\'"),
+        quote(secret),
+        quote(secret, safe=""),
+        repr(secret)[1:-1],
+        json.dumps(secret)[1:-1],
+        json.dumps(secret, ensure_ascii=False)[1:-1],
+    }
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program that was started, and the files that take what it writes."""
+
+    run: Run
+    name: str
+    popen: Popen[bytes]
+    output: File
+    errors: File
+    seconds: float  # that it may take
+    good: tuple[int, ...]  # exit statuses
+    began: float = field(default_factory=monotonic)
+
+    def written(self) -> str:
+        """What it has written to stdout."""
+        return text_of(self.output)
+
+    def said(self) -> str:
+        """What it has written to stderr, secrets included."""
+        return text_of(self.errors)
+
+    @contextmanager
+    def limited(self) -> Iterator[None]:
+        """Kill it when its time is over before the block is; `wait` raises then."""
+        left = self.began + self.seconds - monotonic()
+        timer = Timer(max(0, left), self.popen.kill)
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def wait(self) -> None:
+        """Wait until it has ended well. Raises when it failed, or was over its time."""
+        with self.limited():
+            status = self.popen.wait()
+        if status < 0 and monotonic() > self.began + self.seconds:
+            fact = f"{self.name} did not end within {self.seconds:g} s, and was killed"
+            raise NotJudged(fact, "allow more time with --timeout")
+        if status not in self.good:
+            raise ProgramFailed(self)
+        warnings = WARNING.findall(self.run.redacted(self.said()))
+        if warnings:
+            level = logging.WARNING if self.name == "pg_dump" else logging.INFO
+            log.log(level, "%s says:\n%s", self.name, indented(warnings))
+
+
+def text_of(file: File) -> str:
+    """What a program has written to the file; their common position stays."""
+    size = os.fstat(file.fileno()).st_size
+    return os.pread(file.fileno(), size, 0).decode("utf-8", "surrogateescape")
+
+
+def wait_for(*programs: Program) -> None:
+    """Wait until all have ended well; raise the failure of the first that has not."""
+    for program in programs:
+        program.wait()
+
+
+def output_of(starting: Context) -> str:
+    """What a program writes to stdout, once it has ended well."""
+    with starting as program:
+        program.wait()
+        return program.written()
+
+
+@contextmanager
+def step(what: str) -> Iterator[None]:
+    """Report what the block does, and how long it took."""
+    began = monotonic()
+    try:
+        yield
+    finally:
+        log.info("%8.2f s  %s", monotonic() - began, what)
+
+
+# --- Verdicts -------------------------------------------------------------------------
+# In: what a program said when it failed. Out: a failure or an error. Promised: a backup
+# is bad only by the lists below; all else could not be judged. What a program says is
+# classified as it said it, and redacted where it is shown; no value of a row is shown.
+
+# Patterns for a SQLSTATE and the function of the server's that reported it, such as
+# 22P02:pg_strtoint32_safe. Only the content of a backup can cause these:
+ALWAYS = (
+    "22(?!023)",  # a value that its type does not take; 22023 is about a parameter
+    "42601",  # no SQL
+    "42P06|42P07|42701|42723",  # a schema, relation, column, function that is there
+    "42710:(?!CreateExtension|CreateRole)",  # another object that is there
+    "23502|23503",  # NULL in a NOT NULL column; a reference to a row that is missing
+    "P0001:exec_stmt_raise",  # a function of the backup's own raises it
+)
+# These too, on the major version that wrote the backup: others have other objects.
+ON_SAME_MAJOR = (
+    "(42P01|42703|42883|3F000):(?!load_external_function|CreateExtension)",
+    "42704:(typenameType|compute_return_type|get_extension_oid|AlterPublication)",
+    "42803|42809|42830",  # a view, a kind of relation, a foreign key that cannot be
+    "55000:ATExecAttachPartitionIdx",
+)
+# These too, in the locale of the source, as texts can have another order elsewhere:
+# keys that are there twice, CHECKs, exclusions, bounds of partitions.
+IN_SAME_LOCALE = ("23505|23514|23P01|42P17",)
+# What a code means of rows, where PostgreSQL's own words could quote one.
+MEANINGS = {
+    "22021": "bytes that are no text in its encoding",
+    "22P02": "a value that its type does not take",
+    "22P04": "a row with too few or too many columns",
+    "23502": "NULL in a column that takes none",
+    "23503": "a reference to a row that is missing",
+    "23505": "a key that is there twice",
+    "23514": "a row that a CHECK forbids",
+}
+# What to do about an error, by its code and function, or by its words.
+HINTS = {
+    ":get_role_oid|:check_session_auth": "use a server with the role, or --throwaway",
+    ":get_tablespace_oid": "use a server with the tablespace, or --throwaway",
+    "^F0000|:parse_ext|:load_ext": "install what is missing where the server runs",
+    ":get_collation|:report_newlocale": "install the locale where the server runs",
+    ":find_option|:assignable_custom": "a newer pg_dump wrote it: use a newer server",
+    "^0A000|^22023": "use a server that is built and equipped like the source's",
+    "^42501|permission denied|must be ": "use a role with more rights, or --throwaway",
+    "unsupported version": "install the version of PostgreSQL that wrote it",
+    "build does not support": "use programs of PostgreSQL that are built with it",
+    "Permission denied": "let the account that runs the drill in there",
+    "^53100|No space left|said nothing": "make room on the disk",
+    "^53300|too many c": "wait for others to disconnect, or raise max_connections",
+    "^53": "raise the limit of the server, such as max_locks_per_transaction",
+    "^57014|(statement|lock) timeout": "allow more time with --timeout",
+    "authentication failed|no password": "check the user and the password",
+    " refused|not trans|time(d |out e)|unreach|socket .*No such": "check host and port",
+    '(database|role) ".*" does not exist': "check the names of database and user",
+    "pg_hba.conf|SSL[ ,]": "check sslmode and its files, and the server's pg_hba.conf",
+    "startup parameter": "let the settings name the server itself, not its pooler",
+    "invalid connection option": "take it out of OPTIONS: these programs are older",
+    "^(42P01|42703|42883|3F000|42704)": "use the version of PostgreSQL that wrote it",
+    "^(23505|23514|23P01|42P17)": "texts may have another order here: use --no-throwaway"
+    " on a server with the locale of the source",
+    "No such file or directory: '[a-z0-9]+'": "install the program: zstd, xz-utils ...",
+    "shared librar": "install the program once more: it lacks a library",
+    "^25006": "the server is a standby, or read-only: use --throwaway",
+    "^(08|40|55006|55P03|57|58|XX)": "run again; the server's log may tell more",
+    "server closed|terminating conn|is starting up|is shutting down": "run again",
+}
+# psql:<stdin>:25: ERROR:  22P02: invalid input syntax for type integer: "x"
+REPORT = re.compile(r"^psql:.*?:(\d+): \S+:  ([0-9A-Z]{5}): (.*)", re.MULTILINE)
+# LOCATION:  pg_strtoint32_safe, numutils.c:320
+LOCATION = re.compile(r"^LOCATION:  (\w+),|\Z", re.MULTILINE)
+# Codes of warnings; psql adds the last two behind an error.
+OF_WARNINGS = re.compile("0[01]|25001|25P01")
+# pg_dump: error: connection to server at "localhost" failed: FATAL:  it rains
+FAULT = re.compile(r"^.*\b(?:error|FATAL|ERROR|PANIC): .*", re.MULTILINE)
+# psql:<stdin>:9: error: backslash commands are restricted; only \unrestrict is allowed
+RESTRICTED = re.compile(r"error: (backslash commands are restricted|\\unrestrict:)")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What psql reports of an error."""
+
+    line: int
+    code: str  # SQLSTATE
+    message: str  # its first line
+    function: str  # of the server's
+
+    @property
+    def cause(self) -> str:
+        return f"{self.code}:{self.function}"
+
+    def told(self, of_rows: bool = False) -> str:
+        """The error in words, which are ours where PostgreSQL's may quote a value."""
+        if of_rows or re.match("22|P0|.*:exec_stmt_raise", self.cause):
+            meaning = MEANINGS.get(self.code, "its words may quote a value")
+            return f"{self.code} by {self.function}: {meaning}"
+        return f"{self.code}: {self.message}"
+
+    def blames_backup(self, same_major: bool, same_locale: bool) -> bool:
+        """Whether only the content of a backup can have caused the error."""
+        patterns = list(ALWAYS)
+        if same_major:
+            patterns += ON_SAME_MAJOR
+        if same_locale:
+            patterns += IN_SAME_LOCALE
+        return any(re.match(pattern, self.cause) for pattern in patterns)
+
+
+class ProgramFailed(NotJudged):
+    """A program failed: an error, unless a caller can blame the backup for it."""
+
+    def __init__(self, program: Program) -> None:
+        status = program.popen.returncode
+        self.said = program.said()
+        self.report = None
+        if status == 3:  # of psql: SQL failed; 2: there is no connection any more
+            self.report = report_in(self.said)
+        if self.report:
+            sentence = self.report.told()
+            hint = hint_for(self.report.cause)
+        else:
+            fault = FAULT.search(self.said) or re.search(".+|$", self.said)
+            sentence = fault[0] or "it said nothing"
+            hint = hint_for(sentence)
+        fact = f"{program.name} exited with {status}"  # below 0: by a signal
+        super().__init__(fact, program.run.redacted(sentence), hint)
+
+
+def report_in(said: str) -> Report | None:
+    """The error that psql reports; warnings may stand before and behind it."""
+    found = None
+    for report in REPORT.finditer(said):
+        line, code, message = report.groups()
+        if not OF_WARNINGS.match(code):
+            function = LOCATION.search(said, report.end())[1]
+            found = Report(int(line), code, message, function or "the server")
+    return found
+
+
+def hint_for(words: str) -> str:
+    """What to do about an error, where that is known."""
+    return next((HINTS[each] for each in HINTS if re.search(each, words)), "")
+
+
+def refuse(fact: str, sentences: Lines) -> None:
+    """Fail with the fact and the sentences, unless there are none."""
+    if sentences:
+        raise BackupIsBad(f"{fact}\n{indented(sentences)}")
+
+
+def indented(lines: Lines, most: int = 20) -> str:
+    """The first lines, indented by two blanks, and how many more there are."""
+    shown = lines[:most]
+    if len(lines) > most:
+        shown.append(f"... and {len(lines) - most} more")
+    return "\n".join(f"  {line}" for line in shown)
+
+
+# --- Databases, and what is dropped ---------------------------------------------------
+# In: a server. Out: scratch databases, and psql's answers. Promised: one statement drops
+# databases, and names those alone that carry the mark of this run, or of one that is
+# over. Whatever is said to a server is said by a program, which can be killed.
+
+# -X: a ~/.psqlrc must not matter. Without ON_ERROR_STOP, psql ends well after errors.
+PSQL = ("-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-v", "VERBOSITY=verbose")
+# Options of all our sessions: no timeout but ours; quotes as the backup is read; and
+# what lets the query of a killed client end.
+SETTINGS = """
+ -c statement_timeout={timeout} -c lock_timeout=0 -c idle_session_timeout=0
+ -c idle_in_transaction_session_timeout=0 -c default_transaction_read_only=off
+ -c standard_conforming_strings=on -c client_connection_check_interval=500
+"""
+SCRATCH_NAME = f"^{MARK}[0-9a-f]{{16}}_(source|reference|restored)$"
+# Each run holds a lock, by the number in the names of its databases.
+DROPPABLE = """
+SELECT datname
+  FROM pg_database
+ WHERE datname ~ :'scratch_name'
+   AND pg_has_role(datdba, 'MEMBER')
+   AND (starts_with(datname, :'mark')
+        OR split_part(datname, '_', 3) NOT IN (
+           SELECT lpad(to_hex(classid::bigint << 32 | objid::bigint), 16, '0')
+             FROM pg_locks
+            WHERE locktype = 'advisory'
+              AND objsubid = 1))
+"""
+# Sessions in them are ended first: DROP DATABASE with FORCE fails for an ordinary role
+# where an autovacuum worker is, for which a plain DROP DATABASE waits.
+DROP = rf"""
+SELECT
+  FROM ({DROPPABLE}) AS d,
+LATERAL (SELECT count(pg_terminate_backend(pid))
+           FROM pg_stat_activity AS s
+          WHERE s.datname = d.datname
+            AND pg_has_role(usesysid, 'MEMBER')) AS ended;
+SELECT json_build_array(datname, 'dropped a database of a killed run')
+  FROM ({DROPPABLE}) AS d
+ WHERE NOT starts_with(datname, :'mark');
+\set ON_ERROR_STOP 0
+SELECT format('DROP DATABASE IF EXISTS %I', datname)
+  FROM ({DROPPABLE}) AS d \gexec
+SELECT json_build_array(datname, 'left behind, for the next run to drop')
+  FROM ({DROPPABLE}) AS d;
+"""
+# template1 may hold additions of the site's. The locale may be missing here.
+CREATE = r"""
+\set ON_ERROR_STOP :strict
+CREATE DATABASE :name TEMPLATE template0 :locale;
+\set ON_ERROR_STOP 1
+SELECT count(*) = 0 AS is_missing
+  FROM pg_database
+ WHERE datname = :'name' \gset
+\if :is_missing
+CREATE DATABASE :name TEMPLATE template0 :other_locale;
+\endif
+SELECT to_json(:'is_missing'::boolean);
+"""
+
+
+@dataclass(frozen=True)
+class Database:
+    """One database: where PostgreSQL listens, as whom we connect, by which programs."""
+
+    run: Run
+    name: str
+    words: Words = field(repr=False)  # libpq's, without dbname and password
+    environment: Words = field(repr=False)  # of programs, with the password
+    programs: "Programs"
+    version: str = ""  # of the server: 15.20
+    major: int = 0
+    encoding: str = "UTF8"
+    locale: str = ""  # the clauses of CREATE DATABASE for one like it
+    private: bool = False  # on a server that this run has started
+
+    def options(self) -> str:
+        """The options of a session: the project's, and ours."""
+        ours = SETTINGS.format(timeout=round(self.run.options.timeout * 1000))
+        if self.major >= 17:
+            ours += " -c transaction_timeout=0"
+        return " ".join([self.words.get("options", ""), *ours.split()])
+
+    def started(self, program: str, *arguments: object, **streams: Any) -> Context:
+        """A program of PostgreSQL's on the database; bytes of no encoding stay raw."""
+        words = {
+            "connect_timeout": str(max(2, round(self.run.options.timeout))),
+            **self.words,
+            "options": self.options(),
+            "dbname": self.name,
+        }
+        encoding = "SQL_ASCII" if self.encoding == "SQL_ASCII" else "UTF8"
+        return self.run.started(
+            self.programs.folder / program,
+            "--no-password",
+            "--dbname",
+            " ".join(f"{word}={libpq_value(words[word])}" for word in words),
+            *arguments,
+            environment={**self.environment, "PGCLIENTENCODING": encoding},
+            **streams,
+        )
+
+    @contextmanager
+    def psql(self, script: str, **values: str) -> Iterator[Program]:
+        """psql, which runs the script; a value called name is :'name' in there."""
+        bound = [word for name in values for word in ("-v", f"{name}={values[name]}")]
+        with self.run.file_with(script) as file:
+            with self.started("psql", *PSQL, *bound, "-f", "-", stdin=file) as psql:
+                yield psql
+
+    def ask(self, script: str, **values: str) -> list[Any]:
+        """The values that the script selects: JSON, one a line."""
+        return values_in(output_of(self.psql(script, **values)))
+
+    @contextmanager
+    def held(self, script: str) -> Iterator[str]:
+        """What a session selects that stays, with its locks, until the block ends."""
+        pipes = {"stdin": PIPE, "stdout": PIPE}
+        answer = ""
+        with self.started("psql", *PSQL, "-f", "-", **pipes) as psql:
+            with psql.limited(), suppress(BrokenPipeError):
+                psql.popen.stdin.write(f"{script}\n".encode())
+                answer = psql.popen.stdout.readline().decode().strip()
+            if not answer:  # it has ended
+                psql.wait()
+            yield answer
+
+
+def values_in(text: str) -> list[Any]:
+    """The values that psql has printed: JSON, one a line."""
+    return [json.loads(line) for line in text.split("\n") if line]
+
+
+def libpq_value(value: str) -> str:
+    """A value in a connection string."""
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+@contextmanager
+def scratch_work(server: Database) -> Iterator[None]:
+    """Hold this run's lock; drop what killed runs left, and at last this run's own."""
+    key = int.from_bytes(bytes.fromhex(server.run.folder.name[-16:]), signed=True)
+    with server.held(f"SELECT 'locked' FROM pg_advisory_lock({key});"):
+        drop_databases(server)
+        try:
+            yield
+        finally:
+            ignore_endings()
+            if not server.private:  # else they go with it
+                drop_databases(server)
+
+
+def drop_databases(server: Database, purpose: str = "") -> None:
+    """Drop the scratch databases of this run, or one, and those of runs that are over."""
+    mark = f"{server.run.folder.name}_{purpose}"
+    try:
+        fates = server.ask(DROP, scratch_name=SCRATCH_NAME, mark=mark)
+    except NotJudged as error:
+        fates = [(mark, f"scratch databases may be left behind ({error})")]
+    for name, fate in fates:
+        log.warning("%s: %s", fate, name)
+
+
+def made_database(server: Database, purpose: str, like: Any) -> Database:
+    """An empty scratch database with the encoding and the locale of what it is like.
+
+    A locale that is missing is replaced by the server's, unless --strict is given.
+    """
+    name = f"{server.run.folder.name}_{purpose}"
+    locale = like.locale or f"ENCODING '{like.encoding}'"
+    with step(f"make {name}"):
+        (is_missing,) = server.ask(
+            CREATE,
+            name=name,
+            strict=str(server.run.options.strict).lower(),
+            locale=locale,
+            other_locale=server.locale,
+        )
+    if is_missing:
+        log.warning("a locale is missing here, %s has another: %s", name, locale)
+        return replace(server, name=name)
+    return replace(server, name=name, encoding=like.encoding, locale=locale)
+
+
+# --- Contents -------------------------------------------------------------------------
+# In: a database. Out: what it holds, as texts with one form for one thing. Promised: two
+# databases with equal contents hold the same rows, sequences, large objects and objects.
+# OIDs, the order of rows and that of columns do not matter.
+
+LARGE_OBJECTS = "large objects"  # counted and hashed as the rows of one table
+IN_ORDER = "in order"  # said of an object that a backup carries as it is
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a database holds."""
+
+    values: Words  # table -> number and hash of its rows, sequence -> its value
+    names: Words  # object -> IN_ORDER, or why no backup carries it as it is
+    extensions: Words  # table or sequence -> the extension that it belongs to
+    roots: Words  # partition -> the table at the top, where its rows are counted
+    definitions: Words  # entry of pg_dump's -> SQL
+    owners: Words  # entry -> role
+
+
+# How to make all objects, without their rows, as PostgreSQL itself tells it.
+DEFINITIONS = ("pg_dump", "--section=pre-data", "--section=post-data", "--no-blobs")
+# ALTER TABLE public.film OWNER TO anna;
+OWNER_SET = re.compile(r"^ALTER .* OWNER TO .*;\n?", re.MULTILINE)
+# Text depends on these settings.
+PINNED = """
+SET timezone TO 'UTC'; SET datestyle TO 'ISO, YMD'; SET intervalstyle TO 'postgres';
+SET bytea_output TO 'hex'; SET extra_float_digits TO 3; SET lc_monetary TO 'C';
+SET xmloption TO 'content'; SET quote_all_identifiers TO off; SET search_path TO '';
+SET standard_conforming_strings TO on; SET row_security TO off; SET jit TO off;
+"""
+# What belongs to an extension is made by it, but for rows of the tables that it lists
+# as configuration, some of them by a condition: pg_dump writes those.
+RELATION = r"""
+WITH RECURSIVE member AS (
+    SELECT classid, objid
+      FROM pg_depend
+     WHERE deptype = 'e'
+     UNION
+    SELECT d.classid, d.objid
+      FROM pg_depend AS d
+      JOIN member AS m ON d.refclassid = m.classid AND d.refobjid = m.objid
+     WHERE d.deptype IN ('i', 'a')
+       AND d.classid::regclass::text IN ('pg_amop', 'pg_amproc', 'pg_type',
+                                         'pg_attrdef', 'pg_rewrite')),
+config AS (
+    SELECT relation AS oid, condition, extname || ' ' || extversion AS extension
+      FROM pg_extension AS e,
+    LATERAL unnest(extconfig, extcondition) AS listed (relation, condition)
+     WHERE e.oid >= 16384),
+relation AS (
+    SELECT c.*, extension, sql,
+           regexp_replace(sql, '"([a-z_][a-z0-9_]*)"', '\1', 'g') AS name,
+           CASE WHEN coalesce(condition, '') = '' THEN 'ONLY ' || sql
+           ELSE format('(SELECT * FROM %s %s)', sql, condition) END AS origin
+      FROM pg_class AS c
+      JOIN pg_namespace AS n ON n.oid = c.relnamespace
+      LEFT JOIN config ON config.oid = c.oid,
+   LATERAL format('%I.%I', nspname, relname) AS sql
+     WHERE nspname !~ '^pg_|^information_schema$'
+       AND (extension IS NOT NULL
+            OR ('pg_class'::regclass, c.oid) NOT IN (TABLE member)))
+"""
+# psql runs each cell of a result before \gexec as a statement.
+LOCKS = RELATION + r"""
+SELECT format('LOCK TABLE ONLY %s IN ACCESS SHARE MODE', sql)
+  FROM relation
+ WHERE relkind = 'r' \gexec
+"""
+SEQUENCES = RELATION + r"""
+SELECT format('SELECT json_build_array(''value'', %L, last_value || CASE WHEN is_called THEN '''' '
+              'ELSE '', not called yet'' END, %L, %s) FROM %s',
+              'sequence ' || name, extension, relfilenode, sql)
+  FROM relation
+ WHERE relkind = 'S' \gexec
+"""
+# A row's hash is the XOR of its values' hashes, each with a seed of its column's name:
+# a restore may order the columns of an inheritance child differently. It is hashed once
+# more before it is summed, else two rows could exchange values. ROW() puts any type
+# into text, at thrice the cost; what is named here is as exact without. The rows of a
+# tree of partitions are summed: in which leaf a row lies can change at a restore.
+ROWS = RELATION + r"""
+SELECT format('SELECT json_build_array(''value'', %L, format(''%%s rows with hash %%s'', sum(n), '
+              'left(md5(coalesce(sum(total), 0)::text), 16)), %L) FROM (%s) AS leaf',
+              'table ' || top, extension, string_agg(query, ' UNION ALL '))
+  FROM (SELECT coalesce(root.name, r.name) AS top, r.extension,
+               pg_relation_size(r.oid) AS size,
+               format('SELECT count(*) AS n, sum(hashint8extended(%1$s, 0)) AS total '
+                      'FROM ' || :'origin', coalesce(hash, '0'), r.origin, r.sql) AS query
+          FROM relation AS r
+          LEFT JOIN relation AS root
+            ON root.oid = nullif(pg_partition_root(r.oid), r.oid)
+          LEFT JOIN (
+               SELECT attrelid,
+                      string_agg(format('coalesce(' || CASE
+                          WHEN atttypid = 'int4'::regtype
+                          THEN 'hashint4extended(t.%I, %s)'
+                          WHEN atttypid = 'bpchar'::regtype AND atttypmod > 0  -- padded
+                          THEN 'hashbpcharextended(t.%I COLLATE "C", %s)'
+                          WHEN atttypid = ANY ('{bool, int2, int8, float8, numeric,
+                              date, uuid, timestamp, timestamptz, text, varchar, json,
+                              jsonb}'::regtype[])
+                          THEN 'hashtextextended(t.%I::text COLLATE "C", %s)'
+                          ELSE 'hashtextextended(ROW(t.%I)::text COLLATE "C", %s)'
+                          END || ', 0)', attname, hashtext(attname::text)), ' # ') AS hash
+                 FROM pg_attribute
+                WHERE attnum > 0
+                  AND NOT attisdropped
+                GROUP BY attrelid) AS h ON attrelid = r.oid
+         WHERE r.relkind = 'r'
+           AND NOT (r.relpersistence = 'u' AND pg_is_in_recovery())) AS leaf  -- empty
+ GROUP BY top, extension
+"""
+WHOLE_TABLE = "%2$s AS t"  # where its rows are
+# lo_get reads at most 1 GB, and a large object holds up to 4 TB.
+LARGE = r"""
+SELECT json_build_array('value', 'large objects', format('%s rows with hash %s', count(*),
+       left(md5(coalesce(sum(hashtextextended(ROW(
+           l.oid, pg_get_userbyid(l.lomowner), obj_description(l.oid, 'pg_largeobject'),
+           (SELECT string_agg(a::text, ',' ORDER BY a::text COLLATE "C")
+              FROM unnest(coalesce(lomacl, acldefault('L', lomowner))) AS a),
+           size,
+           (SELECT string_agg(md5(lo_get(l.oid, at, 1048576)), '' ORDER BY at)
+              FROM generate_series(0, size - 1, 1048576) AS at)
+           )::text COLLATE "C", 0)), 0)::text), 16)), NULL)
+  FROM pg_largeobject_metadata AS l,
+LATERAL lo_lseek64(lo_open(l.oid, x'40000'::integer), 0, 2) AS size;
+"""
+# With why no backup holds an object, or not whole, or not as it is. Left out are names
+# that pg_dump never writes: of temporary objects, of foreign keys that a partition has
+# from its parent, of triggers that PostgreSQL numbers.
+NAMES = RELATION + r"""
+SELECT json_build_array('name', type || ' ' || identity, coalesce(CASE
+       WHEN relkind = 'f' THEN 'the rows lie elsewhere'
+       WHEN relkind = 'm' THEN 'the rows are made anew'
+       WHEN NOT indisvalid AND relkind = 'i' THEN 'invalid, so pg_dump leaves it out'
+       WHEN relpersistence = 'u' AND relkind = 'r' AND pg_is_in_recovery()
+       THEN 'unlogged, and empty on a standby'
+       WHEN classid = 'pg_extension'::regclass THEN 'the server makes it anew'
+       WHEN EXISTS (SELECT FROM pg_trigger
+                     WHERE ('pg_constraint'::regclass, tgconstraint) = (classid, objid)
+                       AND tgisinternal AND tgenabled <> 'O')
+       THEN 'its triggers are switched off' END, 'in order'))
+  FROM (SELECT classid, objid
+          FROM pg_depend
+         UNION
+        SELECT classid, objid
+          FROM pg_shdepend
+          JOIN pg_database AS d ON d.oid = dbid
+         WHERE datname = current_database()
+        EXCEPT
+         TABLE member) AS o
+  LEFT JOIN relation AS r ON r.oid = objid AND classid = 'pg_class'::regclass
+  LEFT JOIN pg_index ON indexrelid = r.oid
+  LEFT JOIN pg_constraint AS k ON k.oid = objid AND classid = 'pg_constraint'::regclass,
+LATERAL pg_identify_object(classid, objid, 0)
+ WHERE objid >= 16384
+   AND classid <> 'pg_largeobject'::regclass
+   AND NOT coalesce(contype = 'f' AND conparentid <> 0, false)
+   AND identity !~ '(^|\m(on|for) )pg_(toast|temp_\d+|toast_temp_\d+)(\.|$)'
+   AND identity !~ '_ConstraintTrigger_[a-z_]*\d+"'
+ ORDER BY type, identity;
+"""
+MEMBERS = RELATION + r"""
+SELECT json_build_array('name', 'rows of table ' || c.oid::regclass,
+                        'an extension''s, which no backup holds')
+  FROM pg_class AS c
+  JOIN member ON objid = oid AND classid = 'pg_class'::regclass
+ WHERE relkind = 'r'
+   AND oid NOT IN (SELECT oid FROM config)
+   AND pg_relation_size(oid) > 0;
+"""
+PARTITIONS = RELATION + r"""
+SELECT json_build_array('root', 'table ' || leaf.name, 'table ' || root.name)
+  FROM relation AS leaf
+  JOIN relation AS root ON root.oid = nullif(pg_partition_root(leaf.oid), leaf.oid);
+"""
+BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;\n"
+
+
+def facts_of(database: Database, snapshot: str = "") -> Context:
+    """psql, which reads all facts in one transaction, of a shared snapshot if given."""
+    script = f"{PINNED}{BEGIN}"
+    if snapshot:
+        # No snapshot covers TRUNCATE; pg_dump locks the tables that it dumps, too.
+        script += f"SET TRANSACTION SNAPSHOT '{snapshot}';\n{LOCKS}"
+    script += f"{SEQUENCES}{ROWS}\\gexec\n{LARGE}{NAMES}{MEMBERS}{PARTITIONS}"
+    return database.psql(script, origin=WHOLE_TABLE)
+
+
+def contents_from(facts: list[Any], script: str = "") -> Contents:
+    """The contents that psql's facts and pg_dump's definitions tell."""
+    found = Contents({}, {}, {}, {}, *definitions_in(script))
+    for kind, thing, text, *extensions in facts:
+        if kind == "name":
+            found.names[thing] = text
+        elif kind == "root":
+            found.roots[thing] = text
+        else:
+            found.values[thing] = text
+            found.extensions[thing] = extensions[0]
+    return found
+
+
+def definitions_in(script: str) -> tuple[Words, Words]:
+    """The SQL of each entry, apart from its owner; and the owners."""
+    definitions: Words = defaultdict(str)
+    owners = {}
+    lines = script.split("\n")
+    entries = Reading(io.BytesIO(script.encode("utf-8", "surrogateescape"))).entries
+    for entry, following in pairwise(entries):
+        if entry.schema:  # it is no header, and no footer
+            sql = "\n".join(lines[entry.line + 2 : following.line - 1])
+            # Two entries may have one comment: their names differ by a line feed.
+            definitions[entry.thing] += f"{OWNER_SET.sub('', sql).strip()}\n"
+            owners[entry.thing] = entry.owner
+    return definitions, owners
+
+
+# --- Differences, and the controls ----------------------------------------------------
+# In: the contents of the restored database, and those expected. Out: one sentence for
+# each difference; none means that they are equal. Promised: each run shows that its
+# own checks see a change.
+
+# Entries whose SQL may hold a password, and the texts in it.
+WITH_SECRETS = ("server ", "user mapping ", "subscription ", "foreign ")
+LITERAL = re.compile(r"'(?:[^']|'')*'")
+
+
+def differences(expected: Contents, found: Contents) -> Lines:
+    """How what was found departs from what was expected."""
+    sentences = texts_apart(expected.definitions, found.definitions)
+    if not sentences:  # else a bare name would say less
+        # What no backup carries as it is may differ.
+        carried = {
+            thing: text for thing, text in expected.names.items() if text == IN_ORDER
+        }
+        names = {
+            thing: text
+            for thing, text in found.names.items()
+            if expected.names.get(thing, text) == IN_ORDER
+        }
+        sentences = texts_apart(carried, names)
+    for entry, owner in expected.owners.items():
+        other = found.owners.get(entry, owner)
+        if other != owner:
+            sentences.append(f"{entry}: owner: found {other}, expected {owner}")
+    values = texts_apart(comparable(expected, found), comparable(found, expected))
+    return sentences + values
+
+
+def comparable(contents: Contents, other: Contents) -> Words:
+    """The values that can be compared: another version of an extension has others."""
+    return {
+        thing: text
+        for thing, text in contents.values.items()
+        if contents.extensions.get(thing) == other.extensions.get(thing)
+    }
+
+
+def texts_apart(expected: Words, found: Words) -> Lines:
+    """A sentence for each thing that is missing, unexpected, or has another text."""
+    sentences = []
+    for thing, text in expected.items():
+        if thing not in found:
+            sentences.append(f"{thing}: missing")
+        elif found[thing] != text:
+            sentences.append(f"{thing}: {lines_apart(thing, found[thing], text)}")
+    for thing in found:
+        if thing not in expected:
+            sentences.append(f"{thing}: unexpected")
+    return sentences
+
+
+def lines_apart(thing: str, found: str, expected: str) -> str:
+    """The first line on each side that the other lacks."""
+    if thing.startswith(WITH_SECRETS):
+        found = LITERAL.sub("'[REDACTED]'", found)
+        expected = LITERAL.sub("'[REDACTED]'", expected)
+    ours = [line.strip(" ,;") for line in found.split("\n")]
+    theirs = [line.strip(" ,;") for line in expected.split("\n")]
+    one = next((line for line in ours if line not in theirs), "nothing")
+    other = next((line for line in theirs if line not in ours), "nothing")
+    if one == other:
+        return "other values, which may be secret, or another order of lines"
+    return f"found {one:.200}, expected {other:.200}"
+
+
+# The smallest tables, by up to 100 rows that hold a value: as they are, and with NULL
+# in place of all the values of one row.
+SMALLEST = """
+HAVING sum(size) > 0
+ ORDER BY sum(size), top
+ LIMIT 10 \\gexec
+"""
+SOME_ROWS = "(SELECT * FROM %2$s AS s WHERE NOT (ROW(s.*) IS NULL) LIMIT 100)"
+CHANGED_ROWS = f"""(WITH picked AS MATERIALIZED {SOME_ROWS}
+SELECT (NULL::%3$s).* FROM (SELECT FROM picked LIMIT 1) AS one
+UNION ALL (SELECT * FROM picked OFFSET 1))"""
+
+
+def require_differences_seen(restored: Database, found: Contents) -> None:
+    """Raise NotJudged unless a change of a value, a definition, a name is seen."""
+    script = f"{PINNED}{ROWS}{SMALLEST}"
+    some = contents_from(restored.ask(script, origin=f"{SOME_ROWS} AS t"))
+    changed = contents_from(restored.ask(script, origin=f"{CHANGED_ROWS} AS t"))
+    entry = next(iter(found.definitions))
+    definitions = {**found.definitions, entry: "changed"}
+    names = dict(found.names)
+    del names[next(name for name in names if names[name] == IN_ORDER)]
+    changes = {
+        "a definition": (found, replace(found, definitions=definitions)),
+        "a name": (found, replace(found, names=names)),
+    }
+    if any(int(text.split()[0]) for text in some.values.values()):
+        changes["a value"] = (some, changed)  # else all rows are NULL
+    for what, contents in changes.items():
+        if not differences(*contents):
+            raise NotJudged(f"the drill's own comparison saw no change of {what}")
+
+
+# --- Reading a backup -----------------------------------------------------------------
+# In: SQL that pg_dump wrote, as a stream. Out: what it says of itself, and what is
+# wrong with it. Promised: it is read once, line by line, an entry at a time, in
+# constant memory; no row is taken for a statement, and no statement for a row.
+
+LONGEST = 2**20  # bytes of a line that are read at once: a row may have 200 MB
+DASH, LINE_FEED = b"-\n"
+END_OF_DATA = b"\\.\n"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # which psql skips
+BEHIND = "behind the end"  # the kind of what stands behind a footer
+ZEROS = "zero bytes, which no text of PostgreSQL's has"
+# Causes of damage, which hide the problems that follow from them.
+AS_TEXT = (
+    "its lines end in CR LF: it went through a terminal (docker exec -t), an editor,"
+    " a shell of Windows or FTP as text"
+)
+AS_UTF_16 = "it is UTF-16, as the > of PowerShell writes: use pg_dump's --file"
+NAME = rb'"(?:[^"]|"")*"|[^\s.,;("]+'
+FULL_NAME = rb"(?:(%b)\.)?(%b)" % (NAME, NAME)
+# -- Data for Name: film; Type: TABLE DATA; Schema: public; Owner: anna
+ENTRY = re.compile(rb"-- .*?Name: (.*); Type: (.*); Schema: (.*); Owner: ?([^;\r\n]*)")
+# COPY public."a.b" (id, name) FROM stdin;
+COPY = rb"(?s)COPY %b .*FROM stdin;\n" % FULL_NAME
+# SELECT pg_catalog.setval('public.film_id_seq', 1000, true);
+SETVAL = rb"SELECT pg_catalog\.setval\('%b', (-?\d+), (true|false)\);\n" % FULL_NAME
+# What a line tells is named by the group that matches; the commonest are first.
+TELLING = (
+    rb"(?P<insert>INSERT INTO (?:pg_catalog)?)",
+    rb"SELECT pg_catalog\.lo(?P<large>write|_close)\(",
+    rb"SELECT pg_catalog\.lo_(?P<made>create)\(",
+    rb"SELECT pg_catalog\.lo_(?P<filled>open)\(",
+    rb"(?P<entry>-- (?:Data for |Statistics for )?Name: )",
+    rb"(?P<copy>COPY )",
+    rb"(?P<setval>SELECT pg_catalog\.setval\()",
+    rb"    AS (?P<body>\$\w*\$)",
+    # GRANT CONNECT ON DATABASE live TO anna;
+    rb"(?P<on_database>(?:COMMENT|SECURITY LABEL FOR \S+|(?:GRANT|REVOKE) [A-Z, ]+)"
+    rb" ON DATABASE )",
+    rb"(?P<quoted>COMMENT ON |SECURITY LABEL )",
+    # -- Dumped by pg_dump version 15.20 (Debian 15.20-0+deb12u1)
+    rb"-- Dumped (?:from database|by pg_dump) version (?P<version>\d+)",
+    rb"-- PostgreSQL database dump (?P<footer>complete)",
+    rb"-- PostgreSQL database (?P<header>dump)",
+    rb"-- PostgreSQL database (?P<cluster>cluster) dump",
+    rb"--(?P<cr>\r)\n",
+    rb"(?P<utf_16>\xff\xfe|\xfe\xff)",
+    rb"\\(?P<restrict>restrict) ",
+    rb"\\(?P<unrestrict>unrestrict) ",
+    rb"SET client_encoding = '(?P<encoding>\w+)'",
+    rb"SET default_tablespace = (?P<tablespace>[^'].*);",
+    rb"SET row_security = (?P<row_security>on)",
+    rb"SET SESSION AUTHORIZATION '(?P<role>\w+)'",
+    rb"CREATE DATABASE .* WITH TEMPLATE = template0(?P<locale> .*?)(?: TABLESPACE.*)?;",
+    rb'CREATE SCHEMA "?(?P<public>public)"?;',
+    rb"ALTER DEFAULT PRIVILEGES FOR ROLE (?P<role1>%b) " % NAME,
+    rb"(?:GRANT|REVOKE) .* (?:TO|FROM) (?P<role2>%b)(?: WITH GRANT OPTION)?;" % NAME,
+    rb"CREATE USER MAPPING FOR (?P<role3>%b) " % NAME,
+    rb"CREATE POLICY .*? ON .*? TO (?P<role4>(?:%b)(?:, (?:%b))*)" % (NAME, NAME),
+    rb"(?:CREATE|ALTER|DROP) (?P<server>ROLE|USER|GROUP|DATABASE|TABLESPACE|SYSTEM) ",
+    # What --clean writes before the first entry:
+    rb"(?P<drop>DROP |ALTER .* DROP |ALTER .* DETACH |CREATE OR REPLACE VIEW )",
+    rb"(?P<drop1>SELECT pg_catalog\.lo_unlink\(|SELECT CASE WHEN EXISTS)",
+)
+TELLS = re.compile(b"|".join(TELLING))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What pg_dump writes about one object; without a kind, before the first."""
+
+    kind: str
+    line: int  # where its comment begins
+    schema: str = ""
+    name: str = ""
+    owner: str = ""
+
+    @property
+    def thing(self) -> str:
+        """Its name in sentences: table public.film."""
+        full_name = f"{self.schema}.{self.name}".removeprefix("-.")
+        return f"{self.kind.lower()} {full_name}"
+
+
+class Reading:
+    """What a backup says of itself, and what is wrong with it."""
+
+    def __init__(self, file: File) -> None:
+        self.file = file
+        self.line = 0  # the number of the one that was read last
+        self.codec = "utf-8"
+        self.entry = Entry("", 1)
+        self.entries: list[Entry] = []
+        self.rows: Counter[str] = Counter()  # table -> how many in its COPY block
+        self.sequences: Words = {}  # sequence -> its value
+        self.told: dict[str, set[str]] = defaultdict(set)  # by the names in TELLING
+        self.counted: Counter[str] = Counter()  # lines that told the same
+        self.filled: set[int] = set()  # lines of entries with rows
+        self.left_out: dict[int, int] = {}  # line of an entry -> from which line on
+        self.swallowed: set[str] = set()  # tables whose data lie in another's block
+        self.problems: Lines = []
+        before = b""
+        for line in iter(self.piece, b""):
+            if not before or before.endswith(b"\n"):  # else it is the rest of a line
+                self.take(line.removeprefix(BYTE_ORDER_MARK), before)
+            before = line
+        self.finish()
+
+    @property
+    def versions(self) -> list[int]:
+        """The major versions that it names, of the server and of pg_dump."""
+        return sorted(map(int, self.told["version"])) or [0]
+
+    def named(self, *kinds: str) -> set[str]:
+        """The full names in entries of these kinds."""
+        return {
+            f"{identifier(entry.schema)}.{identifier(entry.name)}"
+            for entry in self.entries
+            if entry.kind in kinds
+        }
+
+    def piece(self) -> bytes:
+        """The next line, or a part of one that is very long."""
+        piece = self.file.readline(LONGEST)
+        self.line += piece.endswith(b"\n")
+        if b"\0" in piece:
+            self.problem(ZEROS)
+        return piece
+
+    def take(self, line: bytes, before: bytes) -> None:
+        """Note what a line tells, and read on to the end of what it begins."""
+        match = TELLS.match(line)
+        if not match:
+            if self.entry.kind == BEHIND and line[:2] != b"--" and line.strip():
+                self.told[BEHIND].add("SQL")
+            return
+        what = match.lastgroup.rstrip("1234")
+        kind = self.entry.kind
+        self.note(what, self.text(match[match.lastgroup]))
+        entry = ENTRY.match(line)
+        if entry and before.startswith(b"--"):
+            name, kind, schema, owner = map(self.text, entry.groups())
+            self.begin(Entry(kind, self.line - 1, schema, name, owner))
+        elif what == "header":
+            self.begin(Entry("", self.line))
+        elif what == "footer":
+            self.begin(Entry(BEHIND, self.line - 1))
+        elif what == "insert":
+            self.filled.add(self.entry.line)
+            self.whole(line, b"'", behind=b" VALUES")
+        elif what == "copy" and kind == "TABLE DATA":
+            self.take_block(self.whole(line, b'"', b" FROM stdin;\n"))
+        elif what == "setval" and kind == "SEQUENCE SET":
+            self.take_sequence(self.whole(line, b'"', b");\n"))
+        elif what == "body" and kind in ("FUNCTION", "PROCEDURE"):
+            self.whole(line, match["body"])
+        elif what in ("quoted", "on_database"):
+            self.whole(line, b"'", behind=b" IS ")
+
+    def note(self, what: str, value: str) -> None:
+        """Note what was told, and what of it belongs to a server, not a database."""
+        line = self.entry.line
+        if what == "on_database":
+            self.left_out[line] = line
+        elif what in ("drop", "server") and not self.entry.kind:
+            self.left_out.setdefault(line, self.line)
+        elif what != "server" or line not in self.left_out:
+            self.told[what].add(value)
+            self.counted[what] += 1
+        if what == "encoding":
+            self.codec = codec_of(value)
+
+    def begin(self, entry: Entry) -> None:
+        """Begin an entry, which may be about a database as one of a server's."""
+        # Behind another entry it would be none that pg_dump wrote.
+        is_early = not self.entry.kind or self.entry.line in self.left_out
+        if is_early and entry.kind in ("DATABASE", "DATABASE PROPERTIES"):
+            self.left_out[entry.line] = entry.line
+        if entry.owner not in ("", "-"):
+            self.told["role"].add(identifier(entry.owner))
+        self.entries.append(entry)
+        self.entry = entry
+
+    def take_block(self, statement: bytes) -> None:
+        """Count the rows of a COPY block."""
+        copy = re.fullmatch(COPY, statement)
+        if not copy:
+            self.problem(f"line {self.line}: a COPY that pg_dump does not write")
+            return
+        table = f"table {self.full_name(copy)}"
+        if self.entry.line in self.filled:
+            self.problem(f"{table}: its data are there twice")
+        self.filled.add(self.entry.line)
+        rows = 0
+        begins = True
+        for piece in iter(partial(self.file.readline, LONGEST), b""):
+            if begins and piece == END_OF_DATA:
+                break
+            swallowed = piece[0] == DASH and ENTRY.match(piece)
+            if swallowed and swallowed[2] == b"TABLE DATA":
+                name, _, schema, _ = map(self.text, swallowed.groups())
+                self.swallowed.add(f"{identifier(schema)}.{identifier(name)}")
+            if b"\0" in piece:
+                self.problem(ZEROS)
+            begins = piece[-1] == LINE_FEED
+            rows += begins
+        else:
+            self.problem(f"{table}: its COPY block has no end")
+        self.rows[table] += rows
+        self.line += rows + 1
+
+    def take_sequence(self, statement: bytes) -> None:
+        """Note the value of a sequence."""
+        state = re.fullmatch(SETVAL, statement.replace(b"''", b"'"))
+        if not state:
+            self.problem(f"line {self.line}: a setval that pg_dump does not write")
+            return
+        value = self.text(state[3])
+        if state[4] == b"false":
+            value += ", not called yet"
+        self.sequences[f"sequence {self.full_name(state)}"] = value
+
+    def whole(
+        self, line: bytes, quote: bytes, end: bytes = b";\n", behind: bytes = b""
+    ) -> bytes:
+        """The statement that begins with a line, cut at LONGEST.
+
+        It ends where quotes, counted from behind that word on, are closed.
+        """
+        quotes = line[line.find(behind) :].count(quote)
+        statement = line
+        while quotes % 2 or not line.endswith(end):
+            line = self.piece()
+            if not line:
+                self.problem(f"line {self.line}: a statement has no end")
+                break
+            quotes += line.count(quote)
+            statement = (statement + line)[:LONGEST]
+        return statement
+
+    def full_name(self, match: re.Match[bytes]) -> str:
+        """Both names as the facts write them; an old pg_dump leaves out the schema."""
+        schema, name = (unquoted(self.text(part or b"")) for part in match.groups()[:2])
+        return f"{identifier(schema or self.entry.schema)}.{identifier(name)}"
+
+    def text(self, raw: bytes) -> str:
+        """Text of the backup, read in its encoding."""
+        return raw.decode(self.codec, "surrogateescape")
+
+    def problem(self, sentence: str) -> None:
+        """Add a problem, once."""
+        if sentence not in self.problems:
+            self.problems.append(sentence)
+
+    def finish(self) -> None:
+        """Note what is missing."""
+        last = self.entry.kind
+        self.begin(Entry(BEHIND, self.line + 1))
+        kinds = Counter(entry.kind for entry in self.entries)
+        for entry in self.entries:
+            is_filled = entry.line in self.filled or self.counted["insert"]
+            if entry.kind == "TABLE DATA" and self.rows and not is_filled:
+                self.problem(f"{entry.thing}: missing")
+        tables = self.named("TABLE") - self.named("TABLE DATA")
+        for table in self.swallowed & tables:
+            self.problem(f"table {table}: its data lie in another's COPY block")
+        if len(self.sequences) < kinds["SEQUENCE SET"]:
+            self.problem("values of sequences are missing")
+        if self.counted["filled"] < self.counted["made"]:
+            self.problem("data of large objects are missing")
+        if not self.counted["header"]:
+            self.problem("no header, expected '-- PostgreSQL database dump'")
+        if last != BEHIND or self.counted["footer"] < self.counted["header"]:
+            self.problem("no footer, expected '-- PostgreSQL database dump complete'")
+        if self.counted["cr"]:
+            self.problems = [AS_TEXT]
+        if self.counted["utf_16"]:
+            self.problems = [AS_UTF_16]
+
+
+def codec_of(encoding: str) -> str:
+    """Python's codec for an encoding of PostgreSQL's; UTF-8 where it has none."""
+    name = (
+        encoding.replace("WIN", "cp").replace("KOI8", "KOI8-").replace("UHC", "cp949")
+    )
+    try:
+        return codecs.lookup(name).name
+    except LookupError:
+        return "utf-8"
+
+
+def unquoted(name: str) -> str:
+    """The name that an SQL identifier stands for."""
+    if name.startswith('"'):
+        return name[1:-1].replace('""', '"')
+    return name
+
+
+def identifier(name: str) -> str:
+    """A name as an SQL identifier, quoted where its letters need it."""
+    if re.fullmatch("[a-z_][a-z0-9_]*", name):
+        return name
+    escaped = name.replace('"', '""')
+    return f'"{escaped}"'
+
+
+# --- The source and its backup --------------------------------------------------------
+# In: the project, or its database. Out: a backup, and what the source held when it was
+# written. Promised: the configured database is only read.
+
 SAMPLE = r"""
 CREATE SCHEMA backup_drill;
 COMMENT ON SCHEMA backup_drill IS 'It''s a sample; "quotes", \ and
@@ -164,1735 +1570,1168 @@ INSERT INTO backup_drill.node (item) SELECT max(id) FROM backup_drill.item;
 """
 
 
-# --- The story ------------------------------------------------------------------------
-class BackupRestoreTests(unittest.TestCase):
-    """A backup is made, is whole, and brings all back. Each test can run alone."""
+@dataclass(frozen=True)
+class Source:
+    """What a database held when its backup was written."""
 
-    options: Options | None = None  # None: unittest or pytest has the command line
-
-    @classmethod
-    def setUpClass(cls) -> None:
-        atexit.register(cls.doClassCleanups)  # unittest does without after Ctrl-C
-        cls.options = cls.options or parsed([])[0]
-        cls.made, cls.scan, cls.evidence = None, None, Evidence(cls.options)
-        cls.enterClassContext(interruptible())
-        cls.addClassCleanup(cls.evidence.publish)
-        cls.evidence.judge("set-up", "The server is found.", cls.find_server)
-
-    @classmethod
-    def find_server(cls) -> None:
-        """Find the server and programs, with the project's databases out of reach."""
-        enter = cls.enterClassContext
-        cls.project = enter(started_project(enter(started_run(cls.options))))
-        cls.configured, cls.server = enter(started_servers(cls.project))
-        cls.project.answer("set-up")  # done meanwhile
-        cls.evidence.facts["server"] = cls.server.version
-        cls.evidence.facts["programs"] = cls.server.programs
-
-    def test_backup_creation(self) -> None:
-        """The source is written to a new backup."""
-        self.evidence.judge("creation", self.shortDescription(), self.backup)
-
-    def test_backup_validation(self) -> None:
-        """The backup is whole and holds every row of every table."""
-        self.evidence.judge("validation", self.shortDescription(), self.valid_scan)
-
-    def test_backup_restore(self) -> None:
-        """A fresh database loaded from the backup is the source again."""
-        self.evidence.judge("restore", self.shortDescription(), self.restore)
-
-    @classmethod
-    def backup(cls) -> "Backup":
-        """The backup of this run, made on first use."""
-        if cls.made is None:
-            cls.made = create_backup(cls.configured, cls.server, cls.project)
-            cls.evidence.facts |= cls.made.facts()
-        return cls.made
-
-    @classmethod
-    def valid_scan(cls) -> "Scan":
-        """What the backup holds, once it was found to be whole."""
-        cls.scan = cls.scan or validated(cls.backup(), cls.server)
-        return cls.scan
-
-    def restore(self) -> None:
-        """Load the backup, compare what came back, and use it."""
-        backup, scan, facts = self.backup(), self.valid_scan(), self.evidence.facts
-        provide_globals(scan, self.server)
-        restored = made_database(self.server, "restored", backup.like, scan)
-        seconds, *references = load_backup(backup, restored)
-        facts["seconds_to_restore"] = round(seconds, 3)
-        found, expected = read_both(backup, scan, restored, *references)
-        facts["not_compared"] |= uncompared(backup, scan, found)
-        fact = "the restored database differs from its source"
-        refuse(fact, differences(expected, found))
-        tables = [n for thing, (n, _) in found.rows.items() if thing != LARGE_OBJECTS]
-        objects = len(expected.definitions)
-        facts |= {"tables": len(tables), "rows": sum(tables), "objects": objects}
-        with step("use the restored database"):
-            plan = self.project.ask("showmigrations --plan", restored)
-            pending = re.findall(r"(?m)^\[ \] +(\S+)", plan)
-            facts["pending_migrations"] = pending
-            if self.options.rehearsal:
-                refuse("migrations are pending that were applied", pending)
-                output_of(restored.psql(SAMPLE_INSERTS, fault=None))
-        with step("make differences, and see them"):
-            require_differences_seen(restored, found)
-        refuse("the restore took too long", exceeded(seconds, self.options.max_restore))
+    database: Database
+    contents: Contents
+    script: str = field(repr=False)  # its definitions, as SQL
+    moved: Lines  # sequences, which no snapshot covers
+    seconds: float  # that the backup took
 
 
-def load_tests(loader: unittest.TestLoader, *_: Any) -> unittest.TestSuite:
-    """Creation, validation, restore: by name, unittest would restore too early."""
-    names = loader.getTestCaseNames(BackupRestoreTests)
-    names.sort(key=lambda name: "cvr".index(name.split("_")[2][0]))
-    return unittest.TestSuite(map(BackupRestoreTests, names))
+def rehearsed_backup(server: Database, project: "Project") -> "Backup":
+    """A backup of the project's migrations and the sample; their database is lost."""
+    source = made_database(server, "source", server)
+    with step("run the project's migrations"):
+        project.output_of(MIGRATE, source, timeouts=10)
+    sample = SAMPLE
+    if source.encoding != "UTF8":
+        sample = SAMPLE.encode("ascii", "replace").decode()
+    with step("load the sample"):
+        output_of(source.psql(sample))
+    backup = written_backup(source)
+    drop_databases(server, "source")
+    return backup
 
 
-def refuse(fact: str, sentences: list[str]) -> None:
-    """Fail with the fact and the first sentences, unless there are none."""
-    if sentences:
-        raise BackupIsBad(f"{fact}\n{indented(sentences)}")
+def written_backup(source: Database) -> "Backup":
+    """A new backup, and what its source held in the same snapshot."""
+    run = source.run
+    form = run.options.format
+    path = run.folder / f"backup.{form}"
+    arguments = ["--no-sync", "--encoding", source.encoding]
+    arguments += ["--format", form, "--file", path]
+    if form == "directory":
+        arguments += ["--jobs", run.options.jobs]
+    before = source.ask(f"{PINNED}{SEQUENCES}")
+    with (
+        step("write the backup, read the source"),
+        source.held(f"{BEGIN}SELECT pg_export_snapshot();") as snapshot,
+        source.started("pg_dump", *arguments, "--snapshot", snapshot) as dump,
+        source.started(*DEFINITIONS, "--snapshot", snapshot) as definitions,
+        facts_of(source, snapshot) as facts,
+    ):
+        dump.wait()
+        seconds = monotonic() - dump.began
+        size = size_of(path)
+        if size <= 1024 * run.options.rehearsal:
+            raise BackupIsBad(f"pg_dump reported success but wrote only {size} bytes")
+        sha256 = output_of(hashing(path, run)).strip()
+        wait_for(definitions, facts)
+        script = definitions.written()
+        contents = contents_from(values_in(facts.written()), script)
+    after = source.ask(f"{PINNED}{SEQUENCES}")
+    if not any(thing.startswith("table ") for thing in contents.values):
+        raise NotJudged(f'database "{source.name}" has no table: nothing to prove')
+    moved = [state[0] for state in before if state not in after]
+    origin = Source(source, contents, script, moved, seconds)
+    locale = (source.locale, source.encoding)
+    return Backup(path, FORMATS[form], sha256, time.time(), origin, *locale)
 
 
-def indented(lines: list[str], most: int = 20) -> str:
-    """The first lines, indented by two blanks, and how many more there are."""
-    more = [f"... and {len(lines) - most} more"] * (len(lines) > most)
-    return "\n".join(f"  {line}" for line in [*lines[:most], *more])
-
-
-@contextmanager
-def step(what: str) -> Iterator[None]:
-    """Report what was done and how long it took."""
-    began = time.monotonic()
-    try:
-        yield
-    finally:
-        log.info("%8.2f s  %s", time.monotonic() - began, what)
-
-
-# --- A run: its signals, its folder, its reaper, its programs -------------------------
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Interrupt the block at a signal that asks for an end."""
-    before = handle_endings(interrupt)
-    yield
-    if __name__ != "__main__":  # else nothing follows that could be interrupted
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-
-def interrupt(number: int, _frame: object) -> None:
-    """Raise KeyboardInterrupt for the first signal; later ones do nothing."""
-    handle_endings(signal.SIG_IGN)
-    raise KeyboardInterrupt(signal.Signals(number).name)
-
-
-def handle_endings(handler: Any) -> dict[signal.Signals, Any]:
-    """Set the handler of the signals that ask for an end; return those before."""
-    # One that is ignored from the start, as nohup does with SIGHUP, stays ignored.
-    heeded = [each for each in ENDINGS if signal.getsignal(each) != signal.SIG_IGN]
-    return {each: signal.signal(each, handler) for each in heeded}
-
-
-# It reads +ID of each process group that starts, -ID of each that ended. At the end of
-# the drill, by SIGKILL too, it kills those left, the private server, and the folder.
-REAPER = r"""
-groups=' '
-while read -r line; do
-    id=${line#?}
-    case $line in
-    +*) groups="$groups$id " ;;
-    *) groups="${groups%% $id *} ${groups#* $id }" ;;
-    esac
-done
-for id in $groups; do kill -s KILL -- "-$id"; done
-file="$1/data/postmaster.pid"  # which a server that ends removes
-if read -r server < "$file"; then
-    kill -s QUIT "$server"
-    while [ -e "$file" ] && kill -0 "$server"; do sleep 0.02; done
-fi
-rm -rf -- "$1"
+# The SHA-256 of the files that stdin names, one after the other.
+HASH = r"""
+import hashlib, sys
+total = hashlib.sha256()
+for name in sys.stdin.buffer.read().split(b"\0"):
+    with open(name, "rb") as file:
+        for piece in iter(lambda: file.read(2**20), b""):
+            total.update(piece)
+print(total.hexdigest())
 """
-# Programs get only these variables: a server may run as another account.
-PASSED_ON = ["PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH", "KRB5CCNAME"]
-PASSED_ON += ["PGPASSFILE", "PGSERVICEFILE", "PGSYSCONFDIR"]
 
 
 @contextmanager
-def started_run(options: Options) -> Iterator["Run"]:
-    """A run with its folder; the reaper removes that, and ends what still runs."""
-    # Python's tempfile would silently leave a TMPDIR that is full or missing.
-    parent = Path(os.environ.get("TMPDIR") or tempfile.gettempdir()).absolute()
-    folder = parent / f"{MARK}{os.urandom(8).hex()}"
-    folder.mkdir(mode=0o700)
-    words = ("/bin/sh", "-c", f"exec >&- 2>&-\n{REAPER}", "reaper", folder)
-    # In a session of its own, so that no signal to the drill and its group ends it.
-    how = {"stdin": subprocess.PIPE, "bufsize": 0, "start_new_session": True}
-    with subprocess.Popen(words, **how) as reaper:
+def hashing(path: Path, run: Run) -> Iterator[Program]:
+    """A program that prints the SHA-256 of a backup."""
+    with run.file_with("\0".join(map(str, members_of(path)))) as names:
+        command = (sys.executable, "-c", HASH)
+        with run.started(*command, name="SHA-256", stdin=names) as program:
+            yield program
+
+
+# --- A backup that exists -------------------------------------------------------------
+# In: whatever an operator points at. Out: a backup, or what the file is and what to do.
+# Promised: the file is only read; what is no backup of pg_dump's is not judged.
+
+PG_RESTORE = ("pg_restore", "--file", "-")
+DECRYPT = "decrypt it first"
+UNPACK = "unpack it first, and give the backup that lies in it"
+
+
+@dataclass(frozen=True)
+class Format:
+    """How the files of a format begin, and what makes SQL of them."""
+
+    name: str
+    begins: bytes  # a regular expression
+    command: Command = ()
+    hint: str = ""  # what to do, where no command is known
+    good: tuple[int, ...] = (0,)  # exit statuses of the command
+
+
+KNOWN_FORMATS = (
+    Format("custom", rb"PGDMP", PG_RESTORE),
+    Format("tar", rb"toc\.dat\0", PG_RESTORE),
+    Format("directory", rb"(?!)", PG_RESTORE),  # of no file
+    Format("gzip", rb"\x1f\x8b", ("gzip", "-dc"), good=(0, 2)),  # 2: a warning
+    # The second is a frame to skip, with which pzstd begins.
+    Format("zstd", rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18", ("zstd", "-dcq")),
+    Format("xz", rb"\xfd7zXZ\0", ("xz", "-dc")),
+    Format("bzip2", rb"BZh", ("bzip2", "-dc")),
+    Format("lz4", rb"\x04\x22\x4d\x18|\x02\x21\x4c\x18", ("lz4", "-dc")),
+    Format("a zip file", rb"PK\x03\x04", hint=UNPACK),
+    Format("a 7z file", rb"7z\xbc\xaf", hint=UNPACK),
+    Format("a tar of other files", rb"(?s).{257}ustar", hint=UNPACK),
+    Format("encrypted by openssl", rb"Salted__|U2FsdGVkX1", hint=DECRYPT),
+    Format("encrypted by age", rb"age-enc|-----BEGIN AGE", hint=DECRYPT),
+    Format("encrypted by OpenPGP", rb"-----BEGIN PGP|[\x84\x85\x8c]", hint=DECRYPT),
+    Format("encrypted by OpenPGP", rb"[\xc1\xc3][\x00-\x7f]", hint=DECRYPT),
+    Format("plain", rb"", ("cat",)),  # or none that is known, as its content will tell
+)
+FORMATS = {known.name: known for known in KNOWN_FORMATS}
+# The files of a directory: toc.dat, 3456.dat.gz, blob_4711.dat, blobs_16394.toc; and how
+# they are compressed.
+MEMBER = re.compile(r"toc\.dat|(blob_)?\d+\.dat(\.\w+)?|blobs(_\d+)?\.toc(\.\w+)?")
+MEMBER_FORMATS = {".gz": "gzip", ".lz4": "lz4", ".zst": "zstd"}
+# The beginning of what is no backup, as far as it can be no row.
+SHOWN = re.compile(rb"((--|/\*)[ -~]{0,60}|<[!?a-zA-Z][a-zA-Z ]*|[{\[]|SQLite format)?")
+# What decompressors and pg_restore say of damage, and of nothing else:
+DAMAGE = (
+    # gzip: x.gz: unexpected end of file; bzip2: Compressed file ends unexpectedly
+    "unexpected|premature end|Unfinished stream|end of file|end of input|too short",
+    # zstd: x.zst: Data corruption detected; lz4: Decompression error : ERROR_...
+    "[Cc]orrupt|[Ii]ntegrity|crc error|length error|Decompression error|uncompress",
+    # xz: x.xz: File format not recognized; pg_restore: unrecognized data block type
+    "not recognized|[Uu]nrecognized (?!option)|unknown header|unsupported format|magic",
+    # pg_restore: error: could not open file "x/3456.dat": No such file or directory
+    "could not open .*No such file|could not find|out of range|invalid (?!option|mem)",
+)
+# ; Archive created at 2026-11-29 00:25:26 UTC
+CREATED = re.compile(r"^;\s+Archive created at (\S+ \S+)", re.MULTILINE)
+# An archive has the local time of the machine that wrote it, which may be so far behind.
+FARTHEST_BEHIND = timedelta(hours=12)
+
+
+@dataclass(frozen=True)
+class Backup:
+    """The file or folder that holds a database."""
+
+    path: Path
+    format: Format
+    sha256: str  # that was recorded for it, or ""
+    written: float  # seconds since 1970
+    source: Source | None = None  # of a backup that this run has made
+    locale: str = ""  # of its source, as clauses of CREATE DATABASE, where it is known
+    encoding: str = "UTF8"  # of a database for it
+
+    def reader(self, run: Run, programs: "Programs", *options: str) -> Context:
+        """The program that makes SQL of it, in a pipe."""
+        name, *words = self.format.command
+        if name == "pg_restore":
+            name = programs.folder / name
+        words += [*options, self.path]
+        good = self.format.good
+        return run.started(name, *words, stdout=PIPE, good=good)
+
+    def beginning(self, run: Run, programs: "Programs", *options: str) -> bytes:
+        """The first megabyte of its SQL; less where it is damaged."""
+        with self.reader(run, programs, *options) as reader:
+            with reader.limited():
+                content = io.BufferedReader(reader.popen.stdout).read(LONGEST)
+            if len(content) < LONGEST:
+                problems_of(reader)
+            return content
+
+
+def members_of(path: Path) -> list[Path]:
+    """The files of a backup; other files in the folder of one do not count."""
+    if not path.is_dir():
+        return [path]
+    return sorted(file for file in path.iterdir() if MEMBER.fullmatch(file.name))
+
+
+def size_of(path: Path) -> int:
+    """The bytes of a backup, 0 where there is none."""
+    return sum(file.stat().st_size for file in members_of(path) if file.exists())
+
+
+def adopted_backup(path: Path, run: Run) -> tuple[Backup, int]:
+    """A backup that was there before this run, and the major version that wrote it."""
+    programs = found_programs(run, NEWEST, CLIENTS)
+    form = format_of(path)
+    written = max(file.stat().st_mtime for file in members_of(path))
+    backup = Backup(path, form, recorded_sha256(path), written)
+    options = ["--create"] if form.command == PG_RESTORE else []  # tells the locale
+    beginning = backup.beginning(run, programs, *options)
+    announced = Reading(io.BytesIO(beginning))
+    if options:
+        written = time_of_archive(backup, run, programs)
+    else:
+        require_sql(path, beginning, announced)
+    locale = "".join(announced.told["locale"])
+    encoding = re.search(r"ENCODING = '(\w+)'|$", locale)[1] or "UTF8"
+    if "SQL_ASCII" in announced.told["encoding"]:
+        encoding = "SQL_ASCII"
+    backup = replace(backup, written=written, locale=locale, encoding=encoding)
+    return backup, announced.versions[-1]
+
+
+def format_of(path: Path) -> Format:
+    """The format of a file, by its content. Raises NotJudged for what is no backup."""
+    if (path / "toc.dat").is_file():
+        return FORMATS["directory"]
+    if path.is_dir():
+        names = ", ".join(sorted(file.name for file in path.iterdir())[:5])
+        fact = f"{path} is a folder, but no backup: it has no toc.dat"
+        raise NotJudged(fact, f"name one of these: {names}")
+    with path.open("rb") as file:
+        return readable_format(file.read(1024), path)
+
+
+def readable_format(head: bytes, path: Path) -> Format:
+    """The format of what begins so. Raises NotJudged for what has no command."""
+    found = next(known for known in KNOWN_FORMATS if re.match(known.begins, head))
+    if not found.command:
+        raise NotJudged(f"{path} is {found.name}", found.hint)
+    return found
+
+
+def require_sql(path: Path, beginning: bytes, announced: Reading) -> None:
+    """Raise NotJudged where what is read is no SQL of pg_dump's."""
+    inside = readable_format(beginning[:1024], path)
+    if inside.name != "plain":
+        raise NotJudged(f"{path} is packed twice: {inside.name} lies in it", UNPACK)
+    if announced.told["cluster"]:
+        hint = "dump each database by pg_dump"
+        raise NotJudged(f"{path} is a dump of a whole server, by pg_dumpall", hint)
+    is_damaged = not beginning.strip(b"\0") or announced.told["utf_16"]
+    if len(announced.entries) == 1 and not is_damaged:  # that of the reader's own
+        shown = SHOWN.match(beginning)[0].decode()
+        raise NotJudged(f"{path} is no backup of pg_dump's", shown, "name the backup")
+
+
+def problems_of(reader: Program) -> Lines:
+    """What a program that reads a backup says of damage. Raises for all else."""
+    try:
+        reader.wait()
+    except ProgramFailed as failure:
+        if not re.search("|".join(DAMAGE), failure.said):
+            raise
+        return [": ".join(failure.args[:2])]
+    return []
+
+
+def time_of_archive(backup: Backup, run: Run, programs: "Programs") -> float:
+    """When a backup was written: its files' time, or that in the archive, if older."""
+    with run.started(programs.folder / "pg_restore", "--list", backup.path) as lister:
+        problems_of(lister)
+        created = CREATED.search(lister.written())
+    if not created:
+        return backup.written
+    local = datetime.fromisoformat(f"{created[1]}+00:00")
+    return min(backup.written, (local + FARTHEST_BEHIND).timestamp())
+
+
+def recorded_sha256(path: Path) -> str:
+    """The SHA-256 that a FILE.sha256 records, "" where there is none."""
+    record = path.with_name(f"{path.name}.sha256")
+    if not record.is_file():
+        return ""
+    raw = record.read_bytes()
+    codec = "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    lines = raw.decode(codec, "replace").splitlines()
+    name = re.compile(rf"(^|[\s*(/\\]){re.escape(path.name)}($|[\s)])")
+    lines = list(filter(name.search, lines)) or lines
+    digests = set(re.findall(r"\b[0-9a-f]{64}\b", "\n".join(lines).lower()))
+    if len(digests) != 1:
+        log.warning("%s tells no SHA-256 of %s: it is passed over", record, path.name)
+        return ""
+    return digests.pop()
+
+
+# --- Validation -----------------------------------------------------------------------
+# In: a backup. Out: what it says, once it was found whole. Promised: it is read to its
+# end, hashed, and compared with its source; all that is wrong with it is listed.
+
+
+def validated_reading(backup: Backup, server: Database) -> tuple[Reading, str]:
+    """What a backup says, and its SHA-256. Raises BackupIsBad for damage."""
+    run = server.run
+    with (
+        step("read the backup"),
+        hashing(backup.path, run) as hasher,
+        backup.reader(run, server.programs) as program,
+    ):
+        with program.limited():
+            reading = Reading(io.BufferedReader(program.popen.stdout, LONGEST))
+        problems = problems_of(program) + problems_of_files(backup) + reading.problems
+        hasher.wait()
+        sha256 = hasher.written().strip()
+    if backup.source:
+        problems += problems_of_source(reading, backup.source)
+    elif size_of(backup.path) == 0:
+        problems = ["it is empty"]
+    elif not problems and not reading.named("TABLE", "TABLE DATA"):
+        problems = ["it holds no table"]
+    elif not problems and not reading.filled:
+        problems = ["it holds no data of any table"]
+    if backup.sha256:
+        problems += problems_of_checksum(sha256, backup.sha256)
+    refuse("the backup is damaged", problems)
+    require_loadable(reading, server)
+    age = time.time() - backup.written
+    refuse("the backup is too old", exceeded(age, run.options.max_age))
+    require_damage_seen(backup, server)
+    return reading, sha256
+
+
+def problems_of_checksum(found: str, expected: str) -> Lines:
+    """How a checksum departs from the recorded one."""
+    if found == expected:
+        return []
+    return [f"SHA-256: found {found}, expected {expected}"]
+
+
+def problems_of_files(backup: Backup) -> Lines:
+    """What pg_restore does not see: files that are no archives, and a tar's end."""
+    problems = []
+    if backup.format.name == "directory":
+        for file in members_of(backup.path):
+            form = FORMATS.get(MEMBER_FORMATS.get(file.suffix))
+            # zlib takes no bytes for no data, and unknown ones for data.
+            with file.open("rb") as content:
+                head = content.read(16)
+            if form and not re.match(form.begins, head):
+                problems.append(f"{file.name}: it is no file of {form.name}")
+    if backup.format.name == "tar":
+        with backup.path.open("rb") as file, suppress(tarfile.TarError):
+            tar = tarfile.open(fileobj=file, mode="r:")
+            tar.getmembers()
+            file.seek(tar.offset)
+            rest = file.read(LONGEST)
+            if len(rest) >= 1024 and not rest.strip(b"\0"):
+                return []
+        problems.append("the tar is cut or damaged, or something follows its end")
+    return problems
+
+
+def said_by(reading: Reading, roots: Words) -> Words:
+    """What a backup says of its tables and sequences, as facts say it."""
+    rows = Counter({LARGE_OBJECTS: reading.counted["made"]})
+    for table, count in reading.rows.items():
+        rows[roots.get(table, table)] += count
+    counts = {table: f"{count} rows" for table, count in rows.items()}
+    return {**counts, **reading.sequences}
+
+
+def problems_of_source(reading: Reading, source: Source) -> Lines:
+    """What the source had and the backup has otherwise: rows, values of sequences."""
+    counts = {
+        thing: text.partition(" with hash")[0]
+        for thing, text in source.contents.values.items()
+    }
+    said = said_by(reading, source.contents.roots)
+    for sequence in source.moved:  # any value will do
+        said[sequence] = counts[sequence]
+    problems = texts_apart(counts, said)
+    if problems and source.database.run.options.live:
+        problems.append("if a table was truncated beside the dump, run again")
+    return problems
+
+
+def require_loadable(reading: Reading, server: Database) -> None:
+    """Raise NotJudged where a load would fail, or do harm beyond its database."""
+    newest = reading.versions[-1]
+    shared = not server.private
+    private = "use a private server: --throwaway"
+    foreign = reading.named("FOREIGN TABLE") & reading.named("TABLE DATA")
+    for is_so, fact, hint in [
+        (
+            newest > server.programs.major,
+            f"PostgreSQL {newest} wrote it, {server.programs.major} is here",
+            f"install PostgreSQL {newest}, or a newer one",
+        ),
+        (
+            not reading.named("TABLE"),
+            "it holds data without their tables",
+            "put the part with the schema before it, in one file",
+        ),
+        (
+            foreign,
+            f"it holds rows of foreign tables: {', '.join(foreign)}",
+            "a load would write them into the other server: dump without them",
+        ),
+        (
+            "INSERT INTO pg_catalog" in reading.told["insert"],
+            "it writes into PostgreSQL's own tables",
+            "pg_dump writes nothing of the kind: find out who did",
+        ),
+        (
+            shared and reading.told["server"],
+            f"it changes more than its database: {', '.join(reading.told['server'])}",
+            private,
+        ),
+        (
+            shared and reading.named("SUBSCRIPTION"),
+            "a subscription would keep its database from being dropped",
+            private,
+        ),
+    ]:
+        if is_so:
+            raise NotJudged(f"the backup cannot be judged: {fact}", hint)
+
+
+def require_damage_seen(backup: Backup, server: Database) -> None:
+    """Raise NotJudged unless half of a backup and a flipped bit are seen."""
+    beginning = backup.beginning(server.run, server.programs)
+    half = beginning[: len(beginning) // 2]
+    if not Reading(io.BytesIO(half)).problems:
+        raise NotJudged("the drill's own reader took half of the backup for whole")
+    flipped = bytes([half[0] ^ 1]) + half[1:]
+    digests = [hashlib.sha256(content).hexdigest() for content in (half, flipped)]
+    if not problems_of_checksum(*digests):
+        raise NotJudged("the drill's own checksum did not see that a bit was flipped")
+
+
+# --- The restored database, and what is expected of it --------------------------------
+# In: a backup and what it says. Out: what came back, and what should have. Promised:
+# psql loads the backup in one transaction; an error is a failure only where the content
+# of the backup alone can have caused it.
+
+# Superusers: only such a role owns an event trigger, and any may be read for a view.
+GLOBALS = r"""
+SELECT DISTINCT format('CREATE ROLE %I SUPERUSER', name)
+  FROM json_array_elements_text(:'roles') AS told,
+       regexp_split_to_table(told, ', ') AS identifier,
+       unnest(parse_ident(identifier)) AS name
+ WHERE name !~* '^pg_|^public$|^current_user$'
+   AND name NOT IN (SELECT rolname FROM pg_roles) \gexec
+SELECT DISTINCT format('CREATE TABLESPACE %I LOCATION ''''', name)
+  FROM json_array_elements_text(:'tablespaces') AS told,
+       unnest(parse_ident(told)) AS name
+ WHERE name NOT IN (SELECT spcname FROM pg_tablespace) \gexec
+"""
+# -- Name: tally; Type: MATERIALIZED VIEW DATA; ... needs rows, which no reference has
+REFRESH = re.compile(r"(; Type: MATERIALIZED VIEW DATA; .*\n--\n\n)REFRESH .*")
+# What pg_dump writes for the next entry, inside of the lines of one that is left out.
+KEPT = "^SET (SESSION AUTHORIZATION|search_path|default_[a-z_]+) "
+# Entries that DEFINITIONS does not write, or under other names, and those of what each
+# new database has: table data public.film, comment EXTENSION plpgsql
+UNMATCHED = (
+    "(table data|sequence set|materialized view data|statistics data|blob.*"
+    "|(default )?acl|security label|database( properties)?) "
+    "|(schema|extension|comment|.* language) ([A-Z]+ )?(public|plpgsql)$"
+)
+OLDEST_NAMES = 10  # the version from which on names of entries are as today
+
+
+def provide_globals(server: Database, reading: Reading) -> None:
+    """Make the roles and the tablespaces that the backup names."""
+    roles = json.dumps(sorted(reading.told["role"]))
+    tablespaces = json.dumps(sorted(reading.told["tablespace"]))
+    server.ask(GLOBALS, roles=roles, tablespaces=tablespaces)
+
+
+def load_backup(
+    backup: Backup, reading: Reading, restored: Database, reference: Database | None
+) -> float:
+    """The seconds that the backup took to load; the reference is loaded beside it."""
+    run = restored.run
+    jobs = run.options.jobs
+    with step("load the backup"), ExitStack() as stack:
+        began = monotonic()
+        readers = []
+        if jobs > 1 and backup.format.name in ("custom", "directory"):
+            words = ("--exit-on-error", "--jobs", jobs, backup.path)
+            load = stack.enter_context(restored.started("pg_restore", *words))
+        else:
+            reader = backup.reader(run, restored.programs)
+            readers.append(stack.enter_context(reader))
+            if reading.left_out:
+                pipes = {"stdin": readers[0].popen.stdout, "stdout": PIPE}
+                editor = run.started("sed", "-E", emptying(reading), **pipes)
+                readers.append(stack.enter_context(editor))
+            words = ("-1", *protection(reading, restored), "-f", "-")
+            stdin = readers[-1].popen.stdout
+            psql = restored.started("psql", *PSQL, *words, stdin=stdin)
+            load = stack.enter_context(psql)
+        beside = []
+        if reference:
+            # Not in one transaction: two with 1,000 tables exhaust the table of locks.
+            script = REFRESH.sub(r"\1", backup.source.script)
+            beside.append(stack.enter_context(reference.psql(script)))
         try:
-            yield Run(options, folder, reaper.stdin)
-        finally:
-            handle_endings(signal.SIG_IGN)
-    if folder.exists():
-        log.warning("the folder of this run is left behind: %s", folder)
+            load.wait()
+        except ProgramFailed as failure:
+            raise verdict_on_load(failure, backup, reading, restored) from None
+        wait_for(*readers)
+        seconds = monotonic() - began
+        wait_for(*beside)
+    return seconds
 
 
-@dataclass(frozen=True)
-class Run:
-    """What all parts of one run share, and how they start programs."""
-
-    options: Options
-    folder: Path  # for its files; the names of its databases begin with its name
-    reaper: IO[bytes]  # kills process groups written here when this process has ended
-    secrets: tuple[str, ...] = field(default=(), repr=False)
-
-    def redacted(self, text: str) -> str:
-        """The text with [REDACTED] for each secret, in whichever way it is written."""
-        forms = set()
-        for secret in self.secrets:
-            escaped = secret.replace("\\", "\\\\")
-            forms |= {escaped, escaped.replace("'", "\\'"), secret.replace("'", "''")}
-            forms |= {quote(secret, safe=""), quote(secret), repr(secret)[1:-1], secret}
-            forms |= {json.dumps(secret, ensure_ascii=a)[1:-1] for a in (True, False)}
-        for form in sorted(forms, key=len, reverse=True):
-            text = text.replace(form, "[REDACTED]")
-        return text
-
-    @contextmanager
-    def started(self, *arguments: Any, **how: Any) -> Iterator["Process"]:
-        """A program that runs beside this one; killed with its children on leaving."""
-        kept = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-        how.setdefault("env", kept | {"LC_ALL": "C"} | how.pop("more", {}))
-        about = self, how.pop("on", ""), how.pop("fault", NotJudged)
-        with spool() as out, spool() as err:
-            how = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": err} | how
-            how |= {"start_new_session": True, "umask": 0o077, "bufsize": 0}
-            mask = signal.pthread_sigmask(signal.SIG_BLOCK, ENDINGS)
-            how["preexec_fn"] = lambda: (  # so that it never runs unknown to the reaper
-                self.reaper.write(b"+%d\n" % os.getpid()),
-                signal.pthread_sigmask(signal.SIG_SETMASK, mask),
-            )
-            try:
-                popen = subprocess.Popen([*map(str, arguments)], **how)
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            try:
-                yield Process(popen, out, err, time.monotonic(), *about)
-            finally:
-                with suppress(ProcessLookupError, PermissionError):  # of macOS
-                    os.killpg(popen.pid, signal.SIGKILL)
-                popen.wait()
-                for file in (popen.stdin, popen.stdout, how["stdin"]):
-                    if hasattr(file, "close"):
-                        file.close()
-                self.reaper.write(b"-%d\n" % popen.pid)
-
-    def pieces(self, stream: IO[bytes], what: str) -> Iterator[bytes]:
-        """What a file or a program yields, piece by piece; NotJudged at the bound."""
-        end = time.monotonic() + (bound := self.options.timeout)
-        while time.monotonic() < end and select.select([stream], [], [], bound)[0]:
-            if not (piece := os.read(stream.fileno(), CHUNK)):
-                return
-            yield piece
-        raise self.overrun(what)
-
-    def overrun(self, name: str) -> NotJudged:
-        fact = f"{name} did not end within {self.options.timeout:g} s, and was killed"
-        return NotJudged(fact, "allow more time with --timeout")
+def emptying(reading: Reading) -> str:
+    """sed's script for the lines about a whole server; the number of lines stays."""
+    script = ""
+    for entry, following in pairwise(reading.entries):
+        if entry.line in reading.left_out:
+            first = reading.left_out[entry.line]
+            script += f"{first},{following.line - 1}{{/{KEPT}/!s/.*//;}}\n"
+    return script
 
 
-def spool(text: str = "") -> BinaryIO:
-    """A file for what a program reads or says; in memory where possible: disks fill."""
-    memory, disk = getattr(os, "memfd_create", None), tempfile.TemporaryFile
-    file = os.fdopen(memory(""), "w+b") if memory else disk()
-    file.write(text.encode("utf-8", "surrogateescape"))
-    file.seek(0)
-    return file
+def protection(reading: Reading, restored: Database) -> Lines:
+    """psql's words that keep a backup without a \\restrict from giving it commands."""
+    psql = restored.programs.folder / "psql"
+    commands = output_of(restored.run.started(psql, "--help=commands"))
+    if reading.told["restrict"] or "\\restrict" not in commands:
+        return []
+    return ["-c", f"\\restrict {os.urandom(16).hex()}"]
 
 
-def text_of(file: BinaryIO) -> str:
-    """What was written to the file; its position, which a program shares, stays."""
-    size = os.fstat(file.fileno()).st_size
-    return os.pread(file.fileno(), size, 0).decode("utf-8", "surrogateescape")
+def verdict_on_load(
+    failure: ProgramFailed, backup: Backup, reading: Reading, restored: Database
+) -> Exception:
+    """What a load that failed says of the backup: a failure, or an error."""
+    fact = failure.args[0]
+    if fact.startswith("pg_restore"):  # it tells no code, but values of rows
+        return NotJudged(fact, "run without --jobs: psql tells what it means")
+    if RESTRICTED.search(failure.said):
+        return BackupIsBad(f"{fact}\n  the backup holds a command for psql")
+    report = failure.report
+    if not report:
+        return failure
+    entry = [entry for entry in reading.entries if entry.line <= report.line][-1]
+    told = report.told(of_rows=entry.kind in ("TABLE DATA", "BLOBS"))
+    place = restored.run.redacted(f"line {report.line}, {entry.thing}: {told}")
+    major = restored.major
+    same_major = set(reading.versions) == {major} and entry.kind != "EXTENSION"
+    is_blamed = report.blames_backup(same_major, restored.locale == backup.locale)
+    if is_blamed and entry.kind != BEHIND:
+        return BackupIsBad(f"{fact}\n  {place}")
+    return NotJudged(fact, place, hint_for(report.cause))
 
 
-def output_of(program: "Started") -> str:
-    """What a program writes to stdout, once it has ended well."""
-    with program as process:
-        wait_for(process)
-        return text_of(process.stdout)
+def read_back(
+    restored: Database, reference: Database | None, project: "Project"
+) -> tuple[Contents, str, str]:
+    """What came back, the reference's definitions, and Django's plan of migrations."""
+    with step("read the restored database"), ExitStack() as stack:
+        facts = stack.enter_context(facts_of(restored))
+        definitions = stack.enter_context(restored.started(*DEFINITIONS))
+        programs = [facts, definitions]
+        if reference:
+            programs.append(stack.enter_context(reference.started(*DEFINITIONS)))
+        plan = ""
+        if not restored.run.options.rehearsal:  # it compares the table of migrations
+            plan = project.output_of(SHOW_MIGRATIONS, restored)
+        wait_for(*programs)
+        found = contents_from(values_in(facts.written()), definitions.written())
+        return found, programs[-1].written(), plan
 
 
-def wait_for(*processes: "Process") -> None:
-    """Wait until all have ended well; raise the first failure."""
-    began, shown = time.monotonic(), 0
-    while False in [process.has_ended() for process in processes]:
-        time.sleep(0.002)
-        seconds = (time.monotonic() - began) // 0.5 / 2
-        if sys.stderr.isatty() and seconds > shown:
-            # Behind unittest's dots: the cursor is saved, and brought back.
-            shown, said = seconds, f"{processes[0].name}: {seconds:g} s"
-            print(f"\x1b7 {said}\x1b[K\x1b8", end="", file=sys.stderr, flush=True)
-    print("\x1b[K" * bool(shown), end="", file=sys.stderr, flush=True)
-    for process in processes:
-        process.log_warnings()
+def expected_of_source(source: Source, reading: Reading, script: str) -> Contents:
+    """What a source leads to expect; the script has the reference's definitions."""
+    definitions, _ = definitions_in(script)
+    return replace(
+        source.contents,
+        # What the reference lacks, as REFRESH, is expected as the source has it.
+        definitions={**source.contents.definitions, **definitions},
+        values={**source.contents.values, **reading.sequences},
+    )
 
 
-# --- Verdicts on programs that fail ---------------------------------------------------
-# The severity is in the server's language; the code, and the function of PostgreSQL's
-# that reported it, are not.
-REPORT = re.compile(r"^psql:.*?:(\d+): \S+:  ([0-9A-Z]{5}): (.*)", re.MULTILINE)
-LOCATION = re.compile(r"^LOCATION:  (\w+)|\Z", re.MULTILINE)
-FAULT = re.compile(r"^.*\b(?:error|FATAL|ERROR|PANIC): .*", re.MULTILINE)
-# Of a program that ends well. A backup brackets its large objects by BEGIN: class 25.
-WARNING = r"(?m)^psql:.*?:\d+: \S+:  (?!25)\w{5}|^pg_\w+: (?:warning|hint|detail).*"
-# What to do about errors. One that has a hint by its SQLSTATE, or by the function of
-# the server's that raised it, is no fault of the backup's; words choose no verdict.
-HINTS = {
-    ":get_role_oid|:check_session_auth": "use a server with the role, or --throwaway",
-    ":get_tablespace|:parse_extension|:call_string_check": "use a server that has it",
-    ":get_collation|:report_newlocale": "install the locale where the server runs",
-    ":find_option|:assignable_custom": "a newer pg_dump wrote it: use a newer server",
-    "^42501|permission denied|must be ": "use a role with more rights, or --throwaway",
-    "^53100|No space left|could not (extend|write)": "make room on the disk",
-    "^53": "raise the limit of the server, such as max_locks_per_transaction",
-    "^57014|(statement|lock) timeout": "allow more time with --timeout",
-    "^28|authentication failed|no password": "check the user and the password",
-    " refused|not trans|time(d |out e)|unreach|socket .*No such": "check host and port",
-    '(database|role) ".*" does not exist': "check the names of database and user",
-    "pg_hba.conf|SSL[ ,]": "check sslmode and its files, and the server's pg_hba.conf",
-    "startup parameter": "let the settings name the server itself, not its pooler",
-    "^(08|25006|40|55006|55P03|57|58|XX)": "run again; the server's log may tell more",
-    "server closed|terminating conn|connection .*lost|shutting|starting": "run again",
-}
+def expected_of_existing(reading: Reading, found: Contents) -> Contents:
+    """What an existing backup says of itself; the rest is expected as it was found."""
+    values = said_by(reading, found.roots)
+    for thing, text in found.values.items():
+        count, with_hash, digest = text.partition(" with hash ")
+        if with_hash and not reading.counted["insert"]:  # whose rows are not counted
+            count = "0 rows"
+        values[thing] = values.get(thing, count) + with_hash + digest
+    missing = missing_entries(reading, found)
+    definitions = {**found.definitions, **dict.fromkeys(missing, "")}
+    return replace(found, values=values, definitions=definitions, extensions={})
 
 
-def hint_for(said: str) -> str:
-    return next((h for pattern, h in HINTS.items() if re.search(pattern, said)), "")
+def missing_entries(reading: Reading, found: Contents) -> Lines:
+    """The entries of a backup that its restored database lacks."""
+    if reading.versions[0] < OLDEST_NAMES:
+        return []
+    # A backup may have quotes around all names, or around none.
+    known = {entry.replace('"', "") for entry in found.definitions}
+    missing = []
+    for entry in reading.entries:
+        thing = entry.thing.replace('"', "")
+        if entry.schema and thing not in known and not re.match(UNMATCHED, thing):
+            missing.append(entry.thing)
+    return missing
 
 
-@dataclass(frozen=True)
-class Process:
-    """A program that was started, and the files that take what it says."""
-
-    popen: subprocess.Popen
-    stdout: BinaryIO
-    stderr: BinaryIO
-    began: float  # by the monotonic clock
-    run: Run
-    on: str  # the database
-    fault: type[Exception] | None  # raised when it fails; None: the SQLSTATE decides
-
-    @property
-    def name(self) -> str:
-        return Path(self.popen.args[0]).name
-
-    def said(self) -> str:
-        """What it has written to stderr, without secrets."""
-        return self.run.redacted(text_of(self.stderr))
-
-    def has_ended(self) -> bool:
-        """Whether it has ended well; raises when it failed, or is over its time."""
-        if self.popen.poll():
-            raise self.failure()
-        late = time.monotonic() > self.began + self.run.options.timeout
-        if late and self.popen.returncode is None:
-            raise self.run.overrun(self.name)
-        return self.popen.returncode == 0
-
-    def failure(self) -> Exception:
-        """The exception for its exit status and message."""
-        status, said = self.popen.returncode, self.said().strip()
-        sentence = (FAULT.search(said) or re.match(".*", said))[0]
-        hint, reports = hint_for(sentence), [*REPORT.finditer(said)]
-        if reports:  # the last: warnings may precede the error
-            sentence, hint = report_of(said[reports[-1].start() :])
-        elif self.on and self.name == "pg_restore":  # it tells no code, but values
-            sentence, hint = "", hint or "run without --jobs: psql tells what it means"
-        ended = f"exited with {status}" if status > 0 else f"died of signal {-status}"
-        where = f' on database "{self.on}"' if self.on else ""
-        text = NotJudged(f"{self.name} {ended}{where}", sentence, hint)
-        judged = self.fault is None and status == 3 and reports and not hint
-        fault = BackupIsBad if judged else self.fault or NotJudged
-        return text if status < 0 else fault(str(text))
-
-    def log_warnings(self) -> None:
-        """Log what it says though it ended well, but for what may quote values."""
-        level = logging.WARNING if self.name == "pg_dump" else logging.INFO
-        if said := re.findall(WARNING, self.said()):
-            log.log(level, "%s says:\n%s", self.name, indented(said))
+def not_compared(
+    backup: Backup, reading: Reading, expected: Contents, found: Contents
+) -> Words:
+    """What is not compared, and why."""
+    reasons = {
+        name: reason for name, reason in expected.names.items() if reason != IN_ORDER
+    }
+    for thing in expected.values.keys() - comparable(expected, found).keys():
+        reasons[thing] = "an extension's, which may be of another version here"
+    if backup.source:
+        reasons.update(dict.fromkeys(backup.source.moved, "it moved meanwhile"))
+        return reasons
+    for entry in reading.entries:
+        if entry.line in reading.left_out:
+            what = entry.thing if entry.kind else "what --clean drops"
+            reasons[what] = "not loaded: it is about the server, or not there"
+    for name in reading.named("TABLE") - reading.named("TABLE DATA"):
+        table = f"table {name}"
+        if table in found.values and table not in found.roots.values():
+            reasons[table] = "the backup holds no data of it"
+    reasons["values and definitions"] = "an existing backup has no source"
+    if reading.counted["insert"]:
+        reasons["numbers of rows"] = "the backup holds them as INSERT"
+    if reading.versions[0] < OLDEST_NAMES:
+        reasons["names of objects"] = f"pg_dump before {OLDEST_NAMES} wrote them"
+    if reading.told["row_security"]:
+        reasons["rows that the role may not see"] = "pg_dump --enable-row-security"
+    if reading.told[BEHIND]:
+        reasons["SQL behind the end"] = "it is none of pg_dump's"
+    return reasons
 
 
-def report_of(said: str) -> tuple[str, str]:
-    """The first line of psql's report, without values, and what to do about it."""
-    line, code, message = REPORT.match(said).groups()
-    function = LOCATION.search(said)[1] or "the server"
-    if code.startswith(("22", "P0", "42601")) or function == "exec_stmt_raise":
-        message = f"its message may quote a value ({function})"
-    return f"line {line}: {code}: {message}", hint_for(f"{code}:{function}")
+def insert_through_sequences(restored: Database) -> None:
+    """Insert rows by the sample's identity columns, sequence and trigger."""
+    try:
+        output_of(restored.psql(SAMPLE_INSERTS))
+    except ProgramFailed as failure:
+        if failure.report and failure.report.blames_backup(True, True):
+            raise BackupIsBad(str(failure)) from None
+        raise
 
 
-# --- The project, in a process of its own ---------------------------------------------
-PROJECT = "--serve-project"  # the argument that makes this file that process
-BACKENDS = "django.db.backends."
-# libpq's variables, but for those that say where files of the settings' own lie.
-LIBPQ = re.compile("PG(?!PASSFILE$|SERVICEFILE$|SYSCONFDIR$)")
-SECRETS = ["sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key"]
+# --- The project ----------------------------------------------------------------------
+# In: the settings. Out: how they connect, and what Django's commands print. Promised:
+# the project's code runs in processes of its own, and there every alias leads to a
+# scratch database.
+
+# The first argument by which this file runs itself, as a process of the project's.
+DESCRIBE = "--describe-project"
+COMMAND = "--run-project-command"
+MIGRATE = ("migrate", "--noinput", "--verbosity=0")
+SHOW_MIGRATIONS = ("showmigrations", "--plan")
+POSTGRESQL = "django.db.backends.postgresql"
+DUMMY = "django.db.backends.dummy"  # where no database is configured
+# Words of a connection that are Django's or a driver's, not libpq's.
+NOT_LIBPQ = ("client_encoding", "prepare_threshold", "autocommit", "async", "async_")
+SECRET = "(?i)password|secret|scram_.*_key"  # settings with such names
+ROLE_OPTION = r"(-c ?|--)role=\S+"  # -c role=anna
+# A frame of a package's, or of Python's own.
+INSTALLED = r"<frozen |[/\\](site-packages|dist-packages|python3[.\d]*)[/\\]"
 ENCODE = "in DATABASE_URL, percent-encode what is special in the password"
 
 
 @dataclass(frozen=True)
 class Project:
-    """The process that has the project's code."""
+    """What the settings say, and how to run Django's commands."""
 
-    run: Run
-    process: Process
-    engine: str = ""
-    connection: list[Any] | None = None  # libpq's words, and the role, where needed
+    run: Run  # with the secrets of the settings
+    engine: str  # of connections to scratch databases
+    vendor: str  # postgresql, sqlite; "" where no database is configured
+    options: str  # of its sessions
+    words: Words = field(repr=False)  # libpq's, if they are needed
 
-    def ask(self, request: str, database: "Database") -> str:
-        """What a command of Django's prints when every alias leads to the database."""
-        private = {"HOST": database.words.get("host"), "USER": "postgres"}
-        place = {"NAME": database.name} | (private if database.private else {})
-        line = json.dumps([request.split(), place, database.options])
-        with suppress(BrokenPipeError):  # the process has ended, which its answer tells
-            self.process.popen.stdin.write(f"{line}\n".encode())
-        return self.answer(request)
-
-    def answer(self, about: str) -> Any:
-        """What it answers next. Raises NotJudged when the project's code fails."""
-        stdout = self.process.popen.stdout
-        if not select.select([stdout], [], [], self.run.options.timeout)[0]:
-            raise self.run.overrun(f"the project ({about})")
-        answer, fault = json.loads(stdout.readline() or '[null, "it has ended"]')
-        if fault:
-            raise NotJudged(f"the project fails: {about}", self.run.redacted(fault))
-        return answer
+    def output_of(self, command: Command, database: Database, timeouts: int = 1) -> str:
+        """What a command of Django's prints, while every alias leads to the database."""
+        place = {"NAME": database.name, "ENGINE": self.engine}
+        if database.private:
+            for word in ("host", "port", "user"):
+                place[word.upper()] = database.words[word]
+        request = json.dumps([self.run.options.database, place, database.options()])
+        name = f"manage.py {command[0]}"
+        return answer_of(self.run, name, timeouts, COMMAND, request, *command)
 
 
-@contextmanager
-def started_project(run: Run) -> Iterator[Project]:
-    """The project's process, which has imported the settings."""
-    alias, needed = run.options.database, run.options.use_configured
-    how = {"env": dict(os.environ), "stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    words = (sys.executable, __file__, PROJECT, alias, "connection" * needed)
-    with run.started(*words, **how) as process:
-        # Settings may read any variable; in this process, libpq must not.
-        hidden = {k: os.environ.pop(k) for k in [*os.environ] if LIBPQ.match(k)}
+def described_project(run: Run) -> Project:
+    """What the settings say of the alias that the options name."""
+    alias = run.options.database
+    arguments = [DESCRIBE, alias]
+    if run.options.live or not run.options.private:
+        arguments.append("connection")
+    with step("import the settings"):
+        answer = answer_of(run, "the settings", 1, *arguments)
+    run = replace(run, secrets=tuple(answer.pop("secrets")))
+    known = answer.pop("aliases")
+    if alias not in known:
+        fact = f"settings.DATABASES has no {alias!r}"
+        raise NotJudged(fact, f"known: {', '.join(known)}")
+    return Project(run, **answer)
+
+
+def answer_of(run: Run, name: str, timeouts: int, *words: str) -> Any:
+    """What this file answers as a process of the project's, which gets all variables."""
+    command = (sys.executable, __file__, *words)
+    started = run.started(*command, name=name, environment=environ, timeouts=timeouts)
+    with started as program:
         try:
-            aliases, engine, *passwords = Project(run, process).answer("settings")
-            run = replace(run, secrets=tuple(passwords))
-            if alias not in aliases:
-                known = ", ".join(aliases)
-                raise NotJudged(f"settings.DATABASES has no {alias!r}; known: {known}")
-            connection = Project(run, process).answer("connection") if needed else None
-            yield Project(run, process, engine, connection)
+            program.wait()
+        except ProgramFailed as failure:
+            fault = run.redacted(program.written()) or failure
+            raise NotJudged(f"{name}: the project fails", fault) from None
         finally:
-            os.environ.update(hidden)
-            if said := run.redacted(process.said()).splitlines():
-                log.info("the project says:\n%s", indented(said, 100))
+            said = run.redacted(program.said()).splitlines()
+            if said:
+                log.info("%s says:\n%s", name, indented(said, 100))
+        return json.loads(program.written())
 
 
-def serve_project(alias: str, needed: str) -> None:
-    """Import the project with no database in reach, and run its commands until EOF."""
-    answers, requests = os.fdopen(os.dup(1), "w"), os.fdopen(os.dup(0))
+def answer(verb: str, *words: str) -> None:
+    """Do what `answer_of` asks for; print the answer, or the fault of the project's.
+
+    The project's manage.py is run, with this in place of Django's command line.
+    """
+    answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the project prints is no answer
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
 
-    def answer(value: Any, fault: str = "") -> None:
-        print(json.dumps([value, fault]), file=answers, flush=True)
+    def print_fault(_kind: type, error: BaseException, _traceback: object) -> None:
+        # Until they are described, no secret is known that words might hold.
+        print(told(error, with_words=verb == COMMAND), file=answers, flush=True)
 
-    databases = {}
-    sys.excepthook = lambda _kind, error, _: answer(None, told(error, bool(databases)))
-    databases = imported_databases()
-    own = databases.get(alias, {"ENGINE": f"{BACKENDS}dummy", "OPTIONS": {}})
-    secrets = [each["PASSWORD"] for each in databases.values()]
-    for each in databases.values():
-        secrets += map(each["OPTIONS"].get, ["password", *SECRETS])
-    answer([[*databases], own["ENGINE"], *map(str, filter(None, secrets))])
-    # Django's engines need no apps: the drill goes on beside the long work.
-    if early := own["ENGINE"].startswith(BACKENDS):
-        if needed:
-            answer(connection_words(own, alias))
-        own["ENGINE"] = f"{BACKENDS}postgresql"
-    sealed = set_up_project(own)
-    if needed and not early:
-        answer(connection_words(own, alias))
-    answer("it is set up")
-    from django.core.management import call_command
+    def work(_argv: object = None) -> None:
+        do = {DESCRIBE: description_of, COMMAND: output_of_command}[verb]
+        print(json.dumps(do(*words)), file=answers, flush=True)
+        sys.stderr.flush()
+        os._exit(0)  # a thread of the project's may have no end
 
-    for words, place, options in map(json.loads, requests):
-        point_project_at(scratch_settings(own, place, options))
-        printed = io.StringIO()
-        call_command(*words, database=alias, stdout=printed)
-        answer(printed.getvalue())
-        point_project_at(sealed)
+    sys.excepthook = print_fault
+    from django.core import management
+
+    management.execute_from_command_line = work
+    for path in [*ROOT.glob("manage.py"), *sorted(ROOT.glob("*/manage.py"))]:
+        sys.path.insert(0, str(path.parent))
+        sys.argv = [str(path), *words[1:]]
+        runpy.run_path(str(path), run_name="__main__")
+    if "DJANGO_SETTINGS_MODULE" not in environ:
+        place = f"looked for a manage.py that names it in {ROOT} and its folders"
+        raise ImportError(f"DJANGO_SETTINGS_MODULE is not set; {place}")
+    work()
 
 
 def told(error: BaseException | None, with_words: bool) -> str:
-    """An error and its causes: kinds, places, and words once passwords are known."""
-    lines, hint = [], [ENCODE] * (isinstance(error, ValueError) and not with_words)
+    """An error and its causes: kinds and places, and words where no secret can be."""
+    lines = []
     while error:
-        shown = with_words or isinstance(error, ImportError | SyntaxError)
-        line = type(error).__name__ + f": {error}".partition("\n")[0] * shown
-        for frame, number in [*traceback.walk_tb(error.__traceback__)][-1:]:
-            line += f" (in {frame.f_code.co_filename}, line {number})"
+        line = type(error).__name__
+        if with_words or isinstance(error, ImportError | SyntaxError | KeyError):
+            line += f": {error}".partition("\n")[0]
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if not re.search(INSTALLED, frame.filename)]
+        for frame in (own or frames)[-1:]:
+            line += f" (in {frame.filename}, line {frame.lineno})"
         lines.append(line)
-        error = error.__cause__ or error.__context__
-    return "\n  ".join(lines + hint)
+        if isinstance(error, ValueError) and not with_words:
+            lines.append(ENCODE)
+        context = None if error.__suppress_context__ else error.__context__
+        error = error.__cause__ or context
+    return "\n  ".join(lines)
 
 
-def imported_databases() -> dict[str, dict[str, Any]]:
-    """settings.DATABASES, of the settings that the environment or manage.py names."""
-    root = Path(__file__).resolve().parent.parent
-    sys.path.insert(0, str(root))
-    text = "".join(path.read_text(encoding="utf-8") for path in root.glob("manage.py"))
-    for name in ("DJANGO_SETTINGS_MODULE", "DJANGO_CONFIGURATION"):
-        if named := re.search(rf"""["']{name}["'],\s*["']([\w.]+)""", text):
-            os.environ.setdefault(name, named[1])
-    if "DJANGO_SETTINGS_MODULE" not in os.environ:
-        raise ImportError("no DJANGO_SETTINGS_MODULE, and no manage.py names one")
-    if os.environ.get("DJANGO_CONFIGURATION"):
-        from configurations import importer
-
-        importer.install()
+def description_of(alias: str, *needed: str) -> dict[str, Any]:
+    """All aliases and secrets, and how the engine of one alias would connect."""
+    from django.core.exceptions import AppRegistryNotReady, ImproperlyConfigured
     from django.db import connections
-
-    return {alias: dict(connections.settings[alias]) for alias in connections.settings}
-
-
-def set_up_project(own: dict[str, Any]) -> dict[str, Any]:
-    """Call django.setup() while every alias leads nowhere; return those settings."""
-    import django
-    from django.db import connections
-
-    # As a server that is down: code that asks the database at start-up expects that.
-    nowhere = f"/nonexistent/{MARK}"
-    sealed = {**own, "OPTIONS": {}, "HOST": nowhere, "NAME": nowhere}
-    for name in [name for name in os.environ if LIBPQ.match(name)] + ["DATABASE_URL"]:
-        os.environ.pop(name, None)
-    point_project_at(sealed)
-    django.setup()
-    if any(each.settings_dict["HOST"] != nowhere for each in connections.all()):
-        raise RuntimeError("the project replaces its DATABASES while it starts")
-    return sealed
-
-
-def point_project_at(database: dict[str, Any]) -> None:
-    """Make every alias lead there: by another, a migration could write elsewhere."""
-    from django.conf import settings
-    from django.db import connections
-
-    for connection in connections.all(initialized_only=True):
-        connection.close()
-        del connections[connection.alias]
-    settings.DATABASES = {alias: dict(database) for alias in connections.settings}
-    connections._settings = None  # else it keeps the settings that it has read
-    del connections.settings
-
-
-def scratch_settings(own: dict, place: dict, options: str) -> dict[str, Any]:
-    """The project's settings, changed so that they lead to a scratch database."""
-    kept = {k: v for k, v in own["OPTIONS"].items() if k not in ("pool", "dbname")}
-    if "HOST" in place:  # hostaddr, service or a role would lead back
-        kept = {k: kept[k] for k in kept if k in ("options", "application_name")}
-        place |= {"PORT": "5432", "PASSWORD": ""}
-        kept["options"] = re.sub(r"(-c ?|--)role=\S+", "", kept.get("options", ""))
-    kept["options"] = f"{kept.get('options', '')} {options}".strip()
-    return {**own, "OPTIONS": kept, **place}
-
-
-def connection_words(own: dict[str, Any], alias: str) -> list[Any] | None:
-    """How the project's engine would connect, in libpq's words; None if by others."""
     from django.db.utils import load_backend
 
-    wrapper = load_backend(own["ENGINE"]).DatabaseWrapper(own, alias)
-    if wrapper.vendor != "postgresql":
-        return None
+    databases = connections.settings
+    own = databases.get(alias, {"ENGINE": DUMMY, "OPTIONS": {}})
+    options = own["OPTIONS"].get("options", "")
+    vendor = ""
     words = {}
-    for word, value in wrapper.get_connection_params().items():
-        with suppress(driver.ProgrammingError):  # it is Django's own or the driver's
-            if word != "client_encoding" and isinstance(value, str | int | Path):
-                make_conninfo(**{word: value})
-                words[word] = str(value)
-    return [words, own["OPTIONS"].get("assume_role")]
+    if own["ENGINE"] != DUMMY:
+        try:
+            backend = load_backend(own["ENGINE"])
+        except (AppRegistryNotReady, ImproperlyConfigured):
+            # As those of postgis and django-tenants, which need the apps.
+            backend = load_backend(POSTGRESQL)
+        wrapper = backend.DatabaseWrapper(own, alias)
+        vendor = wrapper.vendor
+        if needed and vendor == "postgresql":
+            words = wrapper.get_connection_params()
+            words["options"] = options or environ.get("PGOPTIONS", "")
+            role = own["OPTIONS"].get("assume_role")
+            if role:
+                words["options"] += " -c role=" + re.sub(r"([\\ ])", r"\\\1", role)
+    named = [("PGPASSWORD", environ.get("PGPASSWORD")), *words.items()]
+    for database in databases.values():
+        named += [*database.items(), *database["OPTIONS"].items()]
+    return {
+        "aliases": list(databases),
+        "secrets": [
+            str(text) for name, text in named if text and re.search(SECRET, name)
+        ],
+        "engine": own["ENGINE"] if vendor == "postgresql" else POSTGRESQL,
+        "vendor": vendor,
+        "options": re.sub(ROLE_OPTION, "", options),
+        "words": {
+            word: str(value)
+            for word, value in words.items()
+            if isinstance(value, str | int | Path) and word not in NOT_LIBPQ
+        },
+    }
 
 
-# --- From the settings to a server ----------------------------------------------------
-# -X: a ~/.psqlrc must not matter. Without ON_ERROR_STOP, psql ends well after errors.
-PSQL = ("-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-v", "VERBOSITY=verbose")
-DEFINITIONS = ("pg_dump", "--section=pre-data", "--section=post-data", "--no-blobs")
-# Its last column has the clauses of CREATE DATABASE for one like that of the session.
+def output_of_command(request: str, *command: str) -> str:
+    """What a command prints while every alias leads to the place of the request."""
+    alias, place, options = json.loads(request)
+    import django
+    from django.core.management import call_command
+    from django.db import connections
+
+    if connections.all(initialized_only=True):
+        raise RuntimeError("the settings module connects to a database: it must not")
+    databases = connections.settings
+    own = databases.get(alias, {"OPTIONS": {}})
+    kept = {**own["OPTIONS"], "options": options}
+    kept.pop("dbname", None)
+    kept.pop("pool", None)
+    hidden = ["DATABASE_URL", "PGDATABASE"]
+    if "HOST" in place:  # a private server, which no word of the settings' is about
+        kept = {"options": options}
+        hidden += [name for name in environ if name.startswith("PG")]
+    for name in hidden:
+        environ.pop(name, None)
+    scratch = {**own, **place, "OPTIONS": kept}
+    # What the handler is given counts, whatever object the settings are.
+    connections._settings = {name: dict(scratch) for name in databases}
+    del connections.settings
+    django.setup()
+    for database in connections.settings.values():
+        if (database["NAME"], database["HOST"]) != (scratch["NAME"], scratch["HOST"]):
+            raise RuntimeError("the project replaces its DATABASES while it starts")
+    printed = io.StringIO()
+    call_command(*command, stdout=printed)
+    return printed.getvalue()
+
+
+# --- Servers and their programs -------------------------------------------------------
+# In: what the settings say. Out: servers with the programs that fit them. Promised: the
+# programs come from one folder, and are of the server's major version or newer.
+
+CLIENTS = ("pg_dump", "psql", "pg_restore")
+SERVER_PROGRAMS = (*CLIENTS, "postgres", "initdb", "pg_ctl")
+NEWEST = 0  # in place of a major version
+# The folders that have all programs "$@", with what the first says of its version:
+# those of PATH, Debian, Red Hat, Alpine, Homebrew and Postgres.app. Debian's wrapper,
+# which runs the newest version whatever was asked for, is passed over.
+FIND_PROGRAMS = r"""
+IFS=:
+for folder in $PATH /usr/lib/postgresql/*/bin /usr/pgsql-*/bin /usr/libexec/postgresql* \
+    /opt/homebrew/opt/postgresql@*/bin /usr/local/opt/postgresql@*/bin \
+    /Applications/Postgres.app/Contents/Versions/*/bin
+do
+    for program; do [ -x "$folder/$program" ] || continue 2; done
+    case $(readlink -f "$folder/$1") in */pg_wrapper) continue ;; esac
+    echo "$folder:$("$folder/$1" --version)"
+done
+"""
+# /usr/lib/postgresql/15/bin:pg_dump (PostgreSQL) 15.20 (Debian 15.20-0+deb12u1)
+FOUND = re.compile(r"^(.+):\w+ \(PostgreSQL\) ((\d+)\S*)", re.MULTILINE)
+# The last value has the clauses of CREATE DATABASE for one like the session's.
 ABOUT = """
-SELECT pg_backend_pid(), datname, split_part(version(), ' ', 2), getdatabaseencoding(),
+SELECT json_build_object('name', datname, 'version', split_part(version(), ' ', 2),
+       'major', current_setting('server_version_num')::integer / 10000,
+       'encoding', getdatabaseencoding(), 'locale',
        concat_ws(' ', format('ENCODING %L LC_COLLATE %L LC_CTYPE %L',
                              getdatabaseencoding(), datcollate, datctype),
            CASE row ->> 'datlocprovider'
            WHEN 'c' THEN 'LOCALE_PROVIDER libc'
            WHEN 'i' THEN format('LOCALE_PROVIDER icu ICU_LOCALE %L', name)
            WHEN 'b' THEN format('LOCALE_PROVIDER builtin BUILTIN_LOCALE %L', name)
-           END, 'ICU_RULES ' || quote_literal(row ->> 'daticurules'))
+           END, 'ICU_RULES ' || quote_literal(row ->> 'daticurules')))
   FROM pg_database AS d,
        to_jsonb(d) AS row,
        coalesce(row ->> 'datlocale', row ->> 'daticulocale') AS name
- WHERE datname = current_database()
+ WHERE datname = current_database();
 """
-PROGRAMS = ("pg_dump", "psql", "pg_restore")
-PROGRAM_FOLDERS = """
-usr/lib/postgresql/*/bin usr/pgsql-*/bin usr/libexec/postgresql*
-opt/homebrew/opt/postgresql@*/bin usr/local/opt/postgresql@*/bin
-Applications/Postgres.app/Contents/Versions/*/bin
-"""  # of Debian, Red Hat, Alpine, Homebrew, and Postgres.app
-Started = contextlib.AbstractContextManager[Process]
+# A server in the folder $1, by the programs in $2, within $3 seconds, with letters as
+# in $4; no TCP, and no disk to wait for, as all of it is thrown away.
+START_SERVER = r"""
+"$2/initdb" -D "$1" -U postgres -A trust --no-sync --no-instructions \
+    -E UTF8 --locale=C --lc-ctype "$4" &&
+"$2/pg_ctl" start -D "$1" -w -t "$3" -l "$1/log" -o "-p 5432 -h '' -k . \
+    -c fsync=off -c synchronous_commit=off -c full_page_writes=off -c autovacuum=off \
+    -c wal_level=minimal -c max_wal_senders=0 -c max_wal_size=4GB \
+    -c max_locks_per_transaction=1024 -c allow_in_place_tablespaces=on" || {
+    tail -n 9 "$1/log" >&2
+    exit 1
+}
+"""
 
 
 @dataclass(frozen=True)
-class Database:
-    """One database: where PostgreSQL listens, as whom we connect, by which programs."""
+class Programs:
+    """A folder of PostgreSQL's programs, and their version."""
 
-    run: Run
-    name: str
-    words: dict[str, str] = field(repr=False)  # libpq's, for the server
-    password: str = field(default="", repr=False)
-    role: str | None = None  # the project's assume_role
-    encoding: str = "UTF8"
-    locale: str = ""  # the clauses of CREATE DATABASE for one like it
-    version: str = ""  # 15.18
-    folder: Path = Path()  # of the programs
-    programs: dict[str, str] = field(default_factory=dict)  # name -> version
-    private: bool = False  # on a server that was started by this run, for this run
-
-    @property
-    def options(self) -> str:
-        """libpq's options for our sessions; no timeout but ours is in force in them."""
-        ours = [f"statement_timeout={round(self.run.options.timeout * 1000)}"]
-        ours += ["idle_in_transaction_session_timeout=0", "idle_session_timeout=0"]
-        ours += ["lock_timeout=0", "default_transaction_read_only=off"]
-        ours += ["transaction_timeout=0"] * (major_of(self.version) >= 17)
-        ours += ["standard_conforming_strings=on"]  # as the scan reads quotes
-        role = re.sub(r"([\\ ])", r"\\\1", self.role or "")
-        ours += [f"role={role}"] * bool(role)
-        return " ".join(f"-c {each}" for each in ours)
-
-    @property
-    def conninfo(self) -> str:
-        """How to connect, in libpq's words, but for the password."""
-        options = f"{self.words.get('options', '')} {self.options}".strip()
-        words = {"connect_timeout": str(max(2, round(self.run.options.timeout)))}
-        words |= {**self.words, "options": options}
-        words |= {"dbname": self.name} if self.name else {}  # a service may name it
-        return make_conninfo(**words)
-
-    @contextmanager
-    def session(self) -> Iterator[Any]:
-        """A cursor that commits each statement; NotJudged in place of its errors."""
-        own = {"password": self.password or None, "client_encoding": "UTF8"}
-        try:
-            with closing(driver.connect(self.conninfo, **own)) as connection:
-                connection.autocommit = True
-                yield connection.cursor()
-        except driver.Error as error:
-            said = self.run.redacted(str(error)).strip().partition("\n")[0]
-            fact = f'database "{self.name}": {said or type(error).__name__}'
-            raise NotJudged(fact, hint_for(said)) from None
-
-    def client(self, program: str, *arguments: Any, **how: Any) -> Started:
-        """A program of PostgreSQL's on the database; bytes of no encoding stay raw."""
-        encoding = "SQL_ASCII" if self.encoding == "SQL_ASCII" else "UTF8"
-        environment = {"PGCLIENTENCODING": encoding}
-        environment |= {"PGPASSWORD": self.password} if self.password else {}
-        how |= {"on": self.name, "more": environment}
-        words = (self.folder / program, "--no-password", "--dbname", self.conninfo)
-        return self.run.started(*words, *arguments, **how)
-
-    def psql(self, *scripts: str, fault: type[Exception] | None = NotJudged) -> Started:
-        """psql on the database, running the scripts in one session."""
-        how = {"stdin": spool("".join(scripts)), "fault": fault}
-        return self.client("psql", *PSQL, "-f", "-", **how)
-
-    def facts(self, snapshot: str = "") -> Started:
-        """psql, reading all facts in one transaction, of a shared snapshot if given."""
-        begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;\n"
-        if snapshot:
-            # No snapshot covers TRUNCATE; pg_dump locks the tables that it dumps too.
-            begin += f"SET TRANSACTION SNAPSHOT '{snapshot}';\n{LOCKS}"
-        return self.psql(PINNED, begin, SEQUENCES, f"{ROWS}\\gexec\n", LARGE, NAMES)
-
-    def sequences(self) -> dict[str, list[Any]]:
-        """The state and the file of each sequence, which no snapshot covers."""
-        lines = output_of(self.psql(PINNED, SEQUENCES)).split("\n")
-        return {name: state for _, name, *state in map(json.loads, filter(None, lines))}
+    folder: Path
+    version: str  # 15.20
+    major: int
 
 
-@contextmanager
-def started_servers(project: Project) -> Iterator[tuple[Database, Database]]:
-    """The source's server, and that of the scratch databases; most often the same."""
-    options = project.run.options
-    if not any(any(program_folders(name)) for name in PROGRAMS):
-        fact = "no PostgreSQL programs: neither on PATH nor in the usual folders"
-        error = NotJudged(fact, "install them: apt-get install postgresql-client")
-        if options.strict:
-            raise error
+def found_programs(run: Run, major: int, names: Command) -> Programs:
+    """Programs of a major version, else newer ones; the newest where it is NEWEST."""
+    said = output_of(run.started("/bin/sh", "-c", FIND_PROGRAMS, "find", *names))
+    found = [
+        Programs(Path(folder), version, int(number))
+        for folder, version, number in FOUND.findall(said)
+    ]
+    fitting = [programs for programs in found if programs.major >= major]
+    fitting.sort(key=lambda programs: programs.major, reverse=major == NEWEST)
+    if fitting and major in (NEWEST, fitting[0].major):
+        return fitting[0]
+    fact = f"{', '.join(names)} {major or ''} are needed"
+    versions = ", ".join(programs.version for programs in found)
+    package = "postgresql" if "initdb" in names else "postgresql-client"
+    hint = f"install them, such as with: apt-get install {package}"
+    error = NotJudged(fact, f"found: {versions or 'none'}", hint)
+    if not run.options.strict and not any(map(shutil.which, names)):
         log.warning("the backup drill is skipped: %s", error)
         raise unittest.SkipTest(fact)
-    configured = server = configured_server(project) if options.use_configured else None
-    with ExitStack() as stack:
-        if server is None or options.throwaway:
-            major = server and major_of(server.version)
-            server = stack.enter_context(throwaway_server(project.run, major))
-        stack.enter_context(scratch_work(server))
-        yield configured or server, server
+    if run.options.strict or not fitting:
+        raise error
+    log.warning("newer programs are used: %s", error)
+    return fitting[0]
 
 
-def configured_server(project: Project) -> Database | None:
-    """The server of the settings, None when they have no database."""
-    options, hint = project.run.options, "use --throwaway for a private server"
-    if project.engine == f"{BACKENDS}dummy":
-        if options.live or options.strict:
-            hint = f"set DATABASE_URL or settings.DATABASES, or {hint}"
-            raise NotJudged(f"no database is configured as {options.database!r}", hint)
-        log.warning("no database is configured: using a throwaway server")
+def configured_database(project: Project) -> Database | None:
+    """The database that the settings name, None where they name none."""
+    run = project.run
+    options = run.options
+    hint = "use --throwaway for a private server, or name another alias: --database"
+    if not project.vendor:
+        fact = f"no database is configured as {options.database!r}"
+        if options.live or options.strict or options.throwaway is False:
+            raise NotJudged(fact, f"set DATABASE_URL or settings.DATABASES; or {hint}")
+        log.warning("%s: using a private server", fact)
         return None
-    if not project.connection:
-        raise NotJudged(f"the database is not PostgreSQL but {project.engine}", hint)
-    words, role = project.connection
-    password, name = words.pop("password", ""), words.pop("dbname", "")
+    if project.vendor != "postgresql":
+        raise NotJudged(f"the database is not PostgreSQL but {project.vendor}", hint)
+    words = dict(project.words)
+    # The settings may leave words to variables.
+    environment = {name: environ[name] for name in environ if name[:2] == "PG"}
+    environment.update(base_environment())
+    if "password" in words:
+        environment["PGPASSWORD"] = words.pop("password")
+    for word in words:
+        if re.search(SECRET, word):
+            fact = f"{word} can be passed to PostgreSQL's programs as an argument only"
+            raise NotJudged(fact, "leave it out of OPTIONS for the drill")
+    name = words.pop("dbname", "")
     if "@" in name:  # it holds a piece of a password
         raise NotJudged("the settings name a database with an @ in it", ENCODE)
-    for word in filter(words.get, SECRETS):
-        fact = f"{word} can be passed to PostgreSQL's programs as an argument only"
-        raise NotJudged(fact, "leave it out of OPTIONS for the drill")
-    return introduced(Database(project.run, name, words, password, role))
+    programs = found_programs(run, NEWEST, CLIENTS)
+    database = introduced(Database(run, name, words, environment, programs))
+    programs = found_programs(run, database.major, CLIENTS)
+    return replace(database, programs=programs)
 
 
-def introduced(server: Database) -> Database:
-    """The server, with its version, its locale and the programs that fit it best."""
-    with server.session() as cursor:
-        cursor.execute(ABOUT)
-        pid, *about = cursor.fetchone()
-        if pid != cursor.connection.info.backend_pid:
-            raise NotJudged("a connection pooler is there", "name the server itself")
-    known = zip(("name", "version", "encoding", "locale"), about, strict=True)
-    server, found = replace(server, **dict(known)), []
-    needed = major_of(server.version)
-    for folder in program_folders(*PROGRAMS):
-        versions = {name: version_of(server.run, folder / name) for name in PROGRAMS}
-        majors = sorted(map(major_of, versions.values()), reverse=True)
-        found.append((majors, replace(server, folder=folder, programs=versions)))
-    usable = [each for each in found if each[0][-1] >= needed]
-    majors, best = min(usable, key=lambda each: each[0], default=([0], server))
-    if majors[0] != needed:
-        said = [", ".join(map(" ".join, each.programs.items())) for _, each in found]
-        fact = f"{', '.join(PROGRAMS)} {needed} are needed for server {server.version}"
-        hint = f"install them: apt-get install postgresql-client-{needed}"
-        error = NotJudged(fact, f"found: {'; '.join(said) or 'none'}", hint)
-        if server.run.options.strict or not usable:
-            raise error
-        log.warning("newer programs are used: %s", error)
-    return best
-
-
-def program_folders(*names: str) -> Iterator[Path]:
-    """The folders that have all of these programs: PATH's first."""
-    usual = (path for each in PROGRAM_FOLDERS.split() for path in Path("/").glob(each))
-    for folder in [*map(Path, os.get_exec_path()), *sorted(usual)]:
-        paths = [folder / name for name in names]
-        real = [path.resolve().name for path in paths if os.access(path, os.X_OK)]
-        if len(real) == len(names) and "pg_wrapper" not in real:  # it runs the newest
-            yield folder
-
-
-def version_of(run: Run, program: Path) -> str:
-    """What the program says of its version: 15.18."""
-    with suppress(NotJudged, OSError, IndexError):
-        said = output_of(run.started(program, "--version"))
-        return said.partition(") ")[2].split()[0]
-    return "unknown"
-
-
-def major_of(version: str) -> int:
-    """The major version: 15 of 15.18; 0 of none."""
-    return int(re.match(r"\d*", version)[0] or 0)
-
-
-# --- Scratch databases, and the throwaway server --------------------------------------
-SCRATCH_NAME = f"^{MARK}[0-9a-f]{{16}}_(source|reference|restored)$"
-# Scratch databases that this role may drop, without those of runs that hold their
-# lock. Sessions in them end: FORCE fails for an ordinary role beside an autovacuum
-# worker, for which a plain DROP DATABASE waits.
-DROPPABLE = """
-SELECT datname,
-       ARRAY(SELECT pg_terminate_backend(pid)
-               FROM pg_stat_activity AS s
-              WHERE s.datname = d.datname
-                AND pg_has_role(usesysid, 'MEMBER'))
-  FROM pg_database AS d
- WHERE datname ~ %s
-   AND pg_has_role(datdba, 'MEMBER')
-   AND (starts_with(datname, %s)
-        OR split_part(datname, '_', 3) NOT IN (
-           SELECT lpad(to_hex(classid::bigint << 32 | objid::bigint), 16, '0')
-             FROM pg_locks
-            WHERE locktype = 'advisory'
-              AND objsubid = 1))
-"""
+def introduced(database: Database, starting: Program | None = None) -> Database:
+    """A database with what its server tells of it, once that has started."""
+    with step("ask the server"):
+        if starting:
+            starting.wait()
+        (told,) = database.ask(ABOUT)
+    return replace(database, **told)
 
 
 @contextmanager
-def scratch_work(server: Database) -> Iterator[None]:
-    """Hold this run's mark; drop what killed runs left, and at last this run's own."""
-    with server.session() as cursor:
-        roles = "FROM pg_roles WHERE rolname = current_user"
-        cursor.execute(f"SELECT pg_is_in_recovery(), rolcreatedb OR rolsuper {roles}")
-        standby, may = cursor.fetchone()
-        if standby or not may:
-            fact = "the server is a standby" if standby else "the role may not"
-            hint = "use --throwaway, or a role with CREATEDB on a primary server"
-            raise NotJudged(f"no database can be created: {fact}", hint)
-        key = int.from_bytes(bytes.fromhex(server.run.folder.name[-16:]), signed=True)
-        cursor.execute("SELECT pg_advisory_lock(%s)", [key])
-        drop_databases(server)
-        try:
-            yield
-        finally:
-            handle_endings(signal.SIG_IGN)
-            if not server.private:  # else they go with it
-                drop_databases(server)
-
-
-def drop_databases(server: Database, purpose: str = "") -> None:
-    """Drop the scratch databases of this run, or one, and of runs that are gone."""
-    mark = server.run.folder.name
-    with left_behind("a scratch database"), server.session() as cursor:
-        cursor.execute(DROPPABLE, [SCRATCH_NAME, f"{mark}_{purpose}"])
-        for name, _ in sorted(cursor.fetchall()):
-            with left_behind(name):
-                if re.match(SCRATCH_NAME, name):
-                    cursor.execute(f"DROP DATABASE IF EXISTS {name}")
-                if not name.startswith(mark):
-                    log.warning("dropped a database of a killed run: %s", name)
-
-
-@contextmanager
-def left_behind(name: str) -> Iterator[None]:
-    """Warn of what cannot be dropped, and go on."""
-    try:
-        yield
-    except (NotJudged, driver.Error) as error:
-        fact = "is left behind; the next run on this server drops it"
-        log.warning("%s %s\n  %s", name, fact, str(error).strip().partition("\n")[0])
-
-
-def made_database(
-    server: Database, purpose: str, like: Database, scan: "Scan | None" = None
-) -> Database:
-    """An empty scratch database for what the scan found, else like another."""
-    name = f"{server.run.folder.name}_{purpose}"
-    encoding, locale = like.encoding, like.locale
-    if scan and scan.encoding != encoding:  # a backup tells no locale
-        encoding = scan.encoding
-        locale = f"ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C'"
-    with step(f"make {name}"), server.session() as cursor:
-        # template1 may hold additions of the site's.
-        cursor.execute(f"CREATE DATABASE {name} TEMPLATE template0 {locale}")
-    database = replace(server, name=name, encoding=encoding)
-    if scan and scan.makes_public:  # as after pg_dump --schema public
-        output_of(database.psql("DROP SCHEMA public;"))
-    return database
-
-
-@contextmanager
-def throwaway_server(run: Run, major: int | None) -> Iterator[Database]:
-    """A private server in the run's folder, without TCP; the reaper ends it."""
-    found = reversed([*program_folders("postgres", "initdb", "pg_ctl")])
-    homes = {major_of(version_of(run, home / "postgres")): home for home in found}
-    if not (home := homes.get(major or max(homes, default=0))):
-        hint = f"install them: apt-get install postgresql{f'-{major}' * bool(major)}"
-        raise NotJudged("no programs of a server for a throwaway server", hint)
+def starting_server(project: Project, major: int) -> Iterator[tuple[Database, Program]]:
+    """A private server in the run's folder, which the guard ends."""
+    run = project.run
+    programs = found_programs(run, major, SERVER_PROGRAMS)
     data = run.folder / "data"
     data.mkdir(mode=0o700)
-    how = {"cwd": data}
-    ctype = "C" if sys.platform == "darwin" else "C.UTF-8"  # knows all letters
-    initdb = [home / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "--no-sync"]
-    initdb += ["--no-instructions", "-E", "UTF8", "--locale=C", "--lc-ctype", ctype]
-    options = "-p 5432 -h '' -k . -c fsync=off -c synchronous_commit=off "
-    options += "-c full_page_writes=off -c autovacuum=off -c wal_level=minimal "
-    options += "-c max_wal_senders=0 -c max_locks_per_transaction=1024 "
-    options += "-c allow_in_place_tablespaces=on"  # for those that a backup names
-    start = [home / "pg_ctl", "start", "-D", data, "-w", "-l", "log", "-o", options]
-    try:
-        if os.geteuid() == 0:  # as whom PostgreSQL refuses to run
-            how |= {"user": "postgres", "group": "postgres", "extra_groups": []}
-            run.folder.chmod(0o711)
-            shutil.chown(data, "postgres", "postgres")
-        with step("start a throwaway server"):
-            output_of(run.started(*initdb, **how))
-            output_of(run.started(*start, "-t", round(run.options.timeout), **how))
-    except (NotJudged, LookupError, OSError) as error:
-        hint = "for root it needs an account postgres, which may enter TMPDIR"
-        logs = [path.read_text(errors="replace") for path in data.glob("log")]
-        fact, said = "the throwaway server does not start", "".join(logs).splitlines()
-        raise NotJudged(fact, error, *said[-9:], hint) from None
+    account = None
+    if os.geteuid() == 0:  # as whom PostgreSQL refuses to run
+        account = "postgres"
+        run.folder.chmod(0o711)
+        shutil.chown(data, account, account)
+    letters = "C" if sys.platform == "darwin" else "C.UTF-8"
+    arguments = (data, programs.folder, round(run.options.timeout), letters)
     words = {"host": str(data), "port": "5432", "user": "postgres"}
-    yield introduced(Database(run, "postgres", words, private=True))
-
-
-# --- The source and its backup, or a backup that exists -------------------------------
-ARCHIVE = ("pg_restore", "--file", "-")
-# How the content of each format begins, and the program that makes SQL of it.
-FORMATS: dict[str, tuple[bytes, tuple[str, ...]]] = {
-    "custom": (rb"PGDMP", ARCHIVE),
-    "tar": (rb"toc\.dat\0", ARCHIVE),
-    "directory": (rb"(?!)", ARCHIVE),  # no file
-    "gzip": (rb"\x1f\x8b", ("gzip", "-dc")),
-    "zstd": (rb"\x28\xb5\x2f\xfd", ("zstd", "-dcq", "--long=31")),
-    "xz": (rb"\xfd7zXZ\0", ("xz", "-dc")),
-    "bzip2": (rb"BZh", ("bzip2", "-dc")),
-    "lz4": (rb"\x04\x22\x4d\x18", ("lz4", "-dc")),
-    "plain": (rb"", ()),  # or none that we know, as its scan will show
-}
-ENCRYPTED = rb"Salted__|-----BEGIN PGP|age-encryption|\x85[\x01-\x04]|\x8c\x0d"
-
-
-@dataclass(frozen=True)
-class Backup:
-    """The file or folder that holds a database, and what is known of that database."""
-
-    path: Path
-    format: str
-    sha256: str  # of a folder: of all its files, one after the other
-    written: float  # seconds since 1970, of the newest file
-    like: Database  # whose encoding and locale fit
-    # What follows is known of a source alone; an existing backup has none.
-    source: "Contents | None" = field(default=None, repr=False)
-    moved: dict[str, tuple] = field(default_factory=dict)  # sequence -> before, after
-    script: str = field(default="", repr=False)  # the source's definitions, as SQL
-    seconds: float = 0.0  # that the dump took
-
-    def facts(self) -> dict[str, Any]:
-        """What the evidence says of it."""
-        never = ["roles and their passwords", "tablespaces", "other databases"]
-        never += ["settings of the database itself"]
-        facts = {"format": self.format, "bytes": size_of(self.path)}
-        facts |= {"sha256": self.sha256, "not_compared": dict.fromkeys(never, "")}
-        if self.source:
-            return facts | {"seconds_to_back_up": round(self.seconds, 3)}
-        written = time.strftime(ISO, time.gmtime(self.written))
-        age = round(time.time() - self.written)
-        return facts | {"backup_written": written, "backup_age_seconds": age}
-
-    @contextmanager
-    def opened(self, server: Database) -> Iterator[tuple[IO[bytes], list[Process]]]:
-        """The backup as SQL, and the program that yields it unless it is SQL itself."""
-        if not (words := FORMATS[self.format][1]):
-            with self.path.open("rb") as file:
-                yield file, []
-            return
-        path = f"{server.folder}:{os.environ.get('PATH', os.defpath)}"
-        if not (program := shutil.which(words[0], path=path)):
-            hint = f"install it, such as with: apt-get install {words[0]}"
-            raise NotJudged(f"{words[0]} is needed to read the backup", hint)
-        how = {"stdout": subprocess.PIPE, "fault": BackupIsBad}
-        with server.run.started(program, *words[1:], self.path, **how) as process:
-            yield process.popen.stdout, [process]
-
-
-def create_backup(configured: Database, server: Database, project: Project) -> Backup:
-    """A backup of the source that the options ask for; an existing one is adopted."""
-    options = server.run.options
-    if options.backup:
-        return adopted_backup(options.backup, server)
-    if options.live:
-        return dumped(configured)
-    source = made_database(server, "source", server)
-    with step("run the project's migrations"):
-        project.ask("migrate --noinput --verbosity=0", source)
-    with step("load the sample"), source.session() as cursor:
-        utf8 = source.encoding == "UTF8"
-        cursor.execute(SAMPLE if utf8 else SAMPLE.encode("ascii", "replace").decode())
-    backup = dumped(source)
-    drop_databases(server, "source")
-    return backup
-
-
-def dumped(source: Database) -> Backup:
-    """The source, written to a new backup, and its contents under the same snapshot."""
-    run, form = source.run, source.run.options.format
-    path = run.folder / f"backup.{form}"
-    how = ["--no-sync", "--format", form, "--file", path, "--encoding", source.encoding]
-    how += ["--jobs", run.options.jobs] if form == "directory" else []
-    with step("write the backup, read the source"), ExitStack() as stack:
-        enter, holder = stack.enter_context, stack.enter_context(source.session())
-        before = source.sequences() if run.options.live else {}
-        holder.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        holder.execute("SELECT pg_export_snapshot()")
-        (snapshot,) = holder.fetchone()
-        began = time.monotonic()
-        dump = enter(source.client("pg_dump", *how, "--snapshot", snapshot))
-        definitions = enter(source.client(*DEFINITIONS, "--snapshot", snapshot))
-        facts = enter(source.facts(snapshot))
-        wait_for(dump)
-        seconds = time.monotonic() - began
-        if (size := size_of(path)) <= 1024 * run.options.rehearsal:
-            raise BackupIsBad(f"pg_dump reported success but wrote only {size} bytes")
-        sha256, _ = digests_of(path)
-        wait_for(definitions, facts)
-        script = text_of(definitions.stdout)
-        contents = contents_from(text_of(facts.stdout), script)
-        after = source.sequences() if run.options.live else {}
-    moved = {s: (v, after.get(s)) for s, v in before.items() if v != after.get(s)}
-    known = (source, contents, moved, script, seconds)
-    return Backup(path, form, sha256, time.time(), *known)
-
-
-def adopted_backup(path: Path, server: Database) -> Backup:
-    """A backup that was there before this run; it is only ever read."""
-    form, (sha256, _) = format_of(path, server.programs["pg_restore"]), digests_of(path)
-    record = path.with_name(f"{path.name}.sha256")
-    if record.exists():
-        text = record.read_text(errors="replace").lower()
-        expected = re.search(r"\b[0-9a-f]{64}\b|\Z", text)[0] or "one of 64 digits"
-        problems = problems_of_checksum(sha256, expected)
-        refuse(f"the backup is not the one that {record.name} speaks of", problems)
-    written = max(file.stat().st_mtime for file in files_of(path))
-    return Backup(path, form, sha256, written, server)
-
-
-def format_of(path: Path, pg_restore: str) -> str:
-    """The format of a backup, by its content. Raises NotJudged if it is too new."""
-    file = path / "toc.dat" if path.is_dir() else path
-    if path.exists() and not file.is_file():
-        kind = BackupIsBad if path.is_dir() else NotJudged
-        raise kind(f"{path} is no backup: {file.name} is no file")
-    with file.open("rb") as content:
-        head = content.read(1024)
-    if re.match(ENCRYPTED, head):
-        raise NotJudged(f"{path} is encrypted", "decrypt it first")
-    # Version 1.15 of the archive is of PostgreSQL 16, 1.16 of 17 and later.
-    if archive := re.match(rb"(?s)(toc\.dat\0.*)?PGDMP\x01([\x0f-\xff])", head):
-        require_not_newer(archive[2][0] + 1, pg_restore)
-    names = (name for name in FORMATS if re.match(FORMATS[name][0], head))
-    return "directory" if path.is_dir() else next(names)
-
-
-def files_of(path: Path) -> list[Path]:
-    return sorted(path.iterdir(), key=os.fsencode) if path.is_dir() else [path]
-
-
-def size_of(path: Path) -> int:
-    return sum(file.stat().st_size for file in files_of(path) if file.exists())
-
-
-def digests_of(path: Path) -> tuple[str, str]:
-    """The SHA-256 of a backup's files, and the one with the last bit flipped."""
-    whole, last, flipped = hashlib.sha256(), b"\0", hashlib.sha256()
-    for file in files_of(path):
-        with file.open("rb") as pieces:
-            while piece := pieces.read(CHUNK):
-                flipped, last = whole.copy(), piece
-                whole.update(piece)
-    flipped.update(last[:-1] + bytes([last[-1] ^ 1]))
-    return whole.hexdigest(), flipped.hexdigest()
-
-
-def problems_of_checksum(found: str, expected: str) -> list[str]:
-    return [f"SHA-256: found {found}, expected {expected}"] * (found != expected)
-
-
-def problems_of_archive(backup: Backup) -> list[str]:
-    """What pg_restore does not see: a member without data, and where a tar was cut."""
-    # Of no data zlib makes some bytes.
-    empty = [f for f in files_of(backup.path) if f.suffix == ".gz" and not size_of(f)]
-    if backup.format != "tar":
-        return [f"{file.name}: it is empty" for file in empty]
-    with backup.path.open("rb") as file:
-        try:
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                tar.getmembers()
-        except tarfile.TarError as error:
-            return [f"the tar is cut or damaged: {error}"]
-        file.seek(tar.offset)
-        rest = file.read(CHUNK)
-    whole = len(rest) >= 1024 and not rest.strip(b"\0")
-    return [] if whole else ["the tar is cut, or something follows its end"]
-
-
-def require_not_newer(major: int, version: str) -> None:
-    """Raise NotJudged when the backup is of a newer PostgreSQL than this version."""
-    if major > major_of(version):
-        fact = f"PostgreSQL {major} wrote the backup, too new for {version}"
-        raise NotJudged(fact, "run the drill on a server of that version, or newer")
-
-
-# --- Reading a backup -----------------------------------------------------------------
-HEADER, FOOTER = "-- PostgreSQL database dump", "-- PostgreSQL database dump complete"
-ENTRY = re.compile(r"-- (?:Data for )?Name: (.*); Type: (.*); Schema: (.*); Owner: ")
-DEFINITION = r"(?m)^--\n-- Name: (.*); Type: (.*); Schema: (.*); (Owner: .*)\n--\n"
-NAME = r'(?:"(?:[^"]|"")*"|[^\s".,;(]+)'
-FULL = rf"({NAME}\.{NAME})"
-COPY = re.compile(rf"(?s)COPY {FULL} (?:\(.*\) ?)? ?FROM stdin;")
-SETVAL = re.compile(rf"SELECT pg_catalog.setval\('{FULL}', (-?\d+), (true|false)\);")
-ROLES = re.compile(
-    rf"(?s)(?: IN SCHEMA {NAME})? ?(?:ALTER .* OWNER TO|GRANT .* TO|REVOKE .* FROM"
-    r"|ALTER DEFAULT PRIVILEGES FOR ROLE|CREATE USER MAPPING FOR"
-    rf"|CREATE POLICY {NAME} ON {NAME}\.{NAME}(?: AS \w+)?(?: FOR \w+)? TO) "
-    rf"({NAME}(?:, {NAME})*)"
-)
-GLOBAL = r"(DATABASE|ROLE|USER(?! MAPPING)|GROUP|TABLESPACE)\b"
-# Outside quotes, in upper case: what reaches beyond the database, and what pg_dump
-# writes into the backup of one. All else could undo the restore or do what nobody sees.
-FORBIDDEN = re.compile(
-    rf"(CREATE|ALTER|DROP|COMMENT ON|SECURITY LABEL( FOR \S+)? ON) {GLOBAL}"
-    r"|(GRANT|REVOKE)\b(.* ON (DATABASE|TABLESPACE|PARAMETER)\b|(?!.* ON ))"
-)
-WRITTEN = re.compile(
-    r"(CREATE|ALTER(?! SYSTEM)|COMMENT|SECURITY|GRANT|REVOKE|SET(?!.*U&)|RESET|INSERT"
-    r"|BEGIN|COMMIT|REFRESH|DROP(?! OWNED)|SELECT (\* FROM )?PG_CATALOG.(LOWRITE|SETVAL"
-    r"|LO_(CREATE|OPEN|CLOSE|UNLINK)|SET_CONFIG(?=\( '' , '' ,)|PG_RESTORE_\w+))\b"
-)
-# For a new database, where there is nothing to drop.
-UNFIT = re.compile(rf"CREATE DATABASE |DROP (?!{GLOBAL}|OWNED |.* IF EXISTS )")
-# What psql tells apart outside COPY data. Nothing matches where a quote is open, and
-# where pg_dump writes otherwise and psql's versions differ: a digit before a quote.
-TOKEN = re.compile(rb"""(?xs)
-    (?P<comment> --[^\n]*\n ) | (?P<command> \\[^\n]*\n ) | (?P<end> ; )
-  | (?P<block> /\*(?: [^*/] | \*(?!/) | /(?!\*) )*\*/ )  # one in another is refused
-  | (?P<quoted> "[^"]*" | (?<![\w$\x80-\xff])
-        (?: [eE]'(?:[^'\\]|\\.|'')*'(?!\s*(?:'|\Z)) | [bBxX]?'[^']*'
-          | \$((?:[a-zA-Z_\x80-\xff][\w\x80-\xff]*)?)\$.*?\$\6\$ ) )
-  | (?P<plain> (?: [^-'"$\\;/eEbBxX] | [eEbBxX](?!') | -(?!-) | /(?!\*)
-             | (?<![\w$\x80-\xff])\$\d+(?![\w$\x80-\xff]) )+ )
-    """)
-# What follows in a definition may be a subscription's or a user mapping's password.
-PASSWORD = re.compile(r"(?i)(password\W).*|(://)[^@\s]*@")
-# It needs rows, which the reference lacks.
-REFRESH = re.compile(r"(; Type: MATERIALIZED VIEW DATA; .*\n--\n\n)REFRESH .*")
-# Entries of a backup that DEFINITIONS does not write, or under another name.
-UNMATCHED = re.compile(
-    "(table data|sequence set|blobs?|blob metadata|(default )?acl|database"
-    "|statistics data|security label|comment LARGE OBJECT|materialized view data) "
-    "|(schema|extension|comment|procedural language) ([A-Z]+ )?(public|plpgsql)$"
-)
-LONGEST_TAG = 128  # bytes: a token that ends nearer to the end of a piece may go on
-
-
-class Scan:
-    """A backup as SQL, read piece by piece by psql's rules for quotes and COPY."""
-
-    def __init__(self) -> None:
-        self.problems: list[str] = []
-        self.rows: dict[str, int] = {}  # thing -> how many the backup holds
-        self.sequences: dict[str, tuple[int, bool]] = {}
-        self.entries: set[str] = set()  # of the table of contents
-        self.roles, self.tablespaces = set(), set()
-        self.unfit = ""  # why it could not be judged, though it may be healthy
-        self.encoding, self.newest = "UTF8", 0  # of the versions that it names
-        self.makes_public = self.begun = self.ended = False  # by header and footer
-        self.seen: Counter[str] = Counter()  # statements and entries, by their kinds
-        self.table = ""  # whose COPY block is open
-        self.statement, self.words = bytearray(), bytearray()  # the latter unquoted
-        self.line, self.rest, self.enough = 1, b"", 0
-
-    def feed(self, piece: bytes, final: bool = False) -> None:
-        """Take the next piece of the SQL."""
-        if not self.seen and piece[:5] in (b"PGDMP", b"toc.d"):
-            self.unfit = "an archive was compressed again: decompress it first"
-        # psql passes over what follows a zero byte in its line.
-        self.note("zero bytes, which no text of PostgreSQL's has", b"\0" in piece)
-        self.rest += piece
-        if not final and len(self.rest) < self.enough:
-            return
-        at, before = 0, -1
-        while at > before:
-            before = at
-            at = self.count_rows(at) if self.table else self.take_token(at, final)
-        self.rest = self.rest[at:]
-        self.enough = 2 * len(self.rest)  # before another attempt: quotes may be long
-
-    def count_rows(self, at: int) -> int:
-        """Count the rows of the open COPY block, from the end of its command on."""
-        end = self.rest.find(b"\n\\.", at, -1) + 1
-        stop = end or max(at, len(self.rest) - 3)
-        self.rows[self.table] += (rows := self.rest.count(b"\n", at, stop))
-        self.line += rows + bool(end)
-        other = end > 0 and self.rest[end + 2 : end + 3] != b"\n"
-        self.note(f"{self.table}: its end is another: line {self.line}", other)
-        self.table = self.table if not end else ""
-        return end + 3 if end else stop
-
-    def take_token(self, at: int, final: bool) -> int:
-        """Take the next token, unless it may not be whole; return where to go on."""
-        token = TOKEN.match(self.rest, at)
-        if not token or not final and token.end() > len(self.rest) - LONGEST_TAG:
-            return at
-        kind, text = token.lastgroup, token[0]
-        beyond = kind == "command" and not re.fullmatch(rb"\\(un)?restrict \w+\n", text)
-        self.note(f"a command for psql, not for the server: line {self.line}", beyond)
-        self.note("lines end in CR LF, as of text", kind == "comment" and b"\r" in text)
-        if kind == "comment" and not self.words.strip():
-            self.words.clear()
-            self.take_comment(self.decoded(text))
-        self.line += text.count(b"\n")
-        kept = {"plain": text, "end": text, "quoted": b" '' "}
-        self.words += kept.get(kind, b" ")
-        self.statement += text if kind in kept else b"\n"
-        if kind == "end" and not self.is_open():
-            self.take_statement()
-        return token.end()
-
-    def is_open(self) -> bool:
-        """Whether psql reads on after the semicolon: in parentheses or an SQL body."""
-        words, depth, body = self.words.lower(), 0, 0
-        code = re.match(rb"\s*create\s+(or\s+replace\s+)?(function|procedure)\b", words)
-        for word in re.findall(rb"[()]|[a-z_\x80-\xff][\w$\x80-\xff]*", words):
-            if word in b"()":
-                depth = max(0, depth + (1 if word == b"(" else -1))
-            elif code and not depth:
-                steps = {b"begin": 1, b"case": body > 0, b"end": -(body > 0)}
-                body += steps.get(word, 0)
-        return depth > 0 or body > 0
-
-    def take_comment(self, comment: str) -> None:
-        """Note the header, the footer, the versions and the entries."""
-        line = comment.strip()
-        self.note("something follows the footer", self.ended and line != "--")
-        if line == "-- PostgreSQL database cluster dump":
-            self.unfit = "pg_dumpall wrote it: dump each database by pg_dump"
-        self.begun |= line == HEADER
-        self.ended |= line == FOOTER
-        if found := re.match(r"-- Dumped (?:from|by) \w+ version (\d+)", line):
-            self.newest = max(self.newest, int(found[1]))
-        elif found := ENTRY.match(line):
-            self.seen[found[2]] += 1
-            self.entries.add(entry_name(*found.groups()))
-
-    def take_statement(self) -> None:
-        """Take what a whole statement tells; refuse what leaves its database."""
-        text = self.decoded(self.statement.strip())
-        words = " ".join(self.decoded(self.words).upper().split())
-        self.statement, self.words = bytearray(), bytearray()
-        self.seen[re.match(r"SELECT [\w.]+|CREATE SUBSCRIPTION|\w*", words)[0]] += 1
-        self.note("something follows the footer", self.ended)
-        if found := COPY.fullmatch(text):
-            self.table = f"table {simple_name(found[1])}"
-            self.rows[self.table] = self.rows.get(self.table, 0) - 1
-        elif UNFIT.match(words) and not self.ended:
-            self.unfit = self.unfit or "pg_dump --create or --clean without --if-exists"
-        elif FORBIDDEN.match(words) or not WRITTEN.match(words):
-            self.note(f"a statement that is no part of a backup: line {self.line}")
-        elif found := SETVAL.fullmatch(text.replace("''", "'")):
-            state = int(found[2]), found[3] == "true"
-            self.sequences[f"sequence {simple_name(found[1])}"] = state
-        elif found := re.match(r"SET client_encoding = '(\w+)';", text):
-            self.encoding = found[1]
-        elif found := re.match(rf"SET default_tablespace = (?!'')({NAME});", text):
-            self.tablespaces.add(unquoted(found[1]))
-        elif re.match(r"(?is)SE.*standard_conforming(?!_strings = on;\Z)", text):
-            self.unfit = "standard_conforming_strings is off in it: set it for pg_dump"
-        self.makes_public |= text == "CREATE SCHEMA public;"
-        at = 0
-        while found := ROLES.match(text, at):
-            self.roles |= set(map(unquoted, re.findall(NAME, found[1])))
-            at = found.end()
-
-    def decoded(self, text: bytes | bytearray) -> str:
-        """The text, read in the encoding of the backup; Python has most of them."""
-        codec = self.encoding.replace("WIN", "cp").replace("KOI8", "KOI8-")
-        with suppress(LookupError):
-            return text.decode(codec, "surrogateescape")
-        return text.decode("utf-8", "surrogateescape")
-
-    def note(self, problem: str, is_so: bool = True) -> None:
-        """Add a problem, unless one of its kind is known."""
-        kind = problem.partition(": line ")[0]
-        if is_so and not any(known.startswith(kind) for known in self.problems):
-            self.problems.append(problem)
-
-    def finish(self) -> "Scan":
-        """Take the rest, and note what is missing."""
-        self.note("it is empty", self.line == 1 and not self.rest)
-        self.feed(b"\n", final=True)  # an editor may have taken the last one
-        self.note(f"no header, expected {HEADER!r}", not self.begun)
-        self.note(f"{self.table}: its COPY block has no end", bool(self.table))
-        rest = self.words + (b"" if self.table else self.rest)
-        fact = f"a quote, a comment or a statement has no end: line {self.line}"
-        self.note(fact, bool(rest.strip()))
-        large = self.rows[LARGE_OBJECTS] = self.seen["SELECT PG_CATALOG.LO_CREATE"]
-        announced = self.seen["TABLE DATA"] if self.seen["COPY"] else 0
-        for what, found, expected in [
-            ("COPY blocks", self.seen["COPY"], announced),
-            ("values of sequences", len(self.sequences), self.seen["SEQUENCE SET"]),
-            ("ends of transactions", self.seen["COMMIT"], self.seen["BEGIN"]),
-            ("data of large objects", self.seen["SELECT PG_CATALOG.LO_OPEN"], large),
-        ]:
-            self.note(f"{what}: found {found}, expected {expected}", found != expected)
-        self.note(f"no footer, expected {FOOTER!r}", not self.ended)
-        return self
-
-
-def simple_name(name: str) -> str:
-    """The quoted name without the quotes that none of its letters need."""
-    return re.sub('"([a-z_][a-z0-9_]*)"', r"\1", name)
-
-
-def unquoted(identifier: str) -> str:
-    """The name that an SQL identifier stands for."""
-    return re.sub(r'\A"|"\Z', "", identifier).replace('""', '"')
-
-
-def entry_name(name: str, kind: str, schema: str) -> str:
-    full = name if schema == "-" else f"{schema}.{name}"
-    return f"{kind.lower()} {full}".replace('"', "")  # --quote-all-identifiers
-
-
-def validated(backup: Backup, server: Database) -> Scan:
-    """A scan of the whole backup. Raises BackupIsBad when it is damaged or too old."""
-    fact, scan, cut = "the backup is damaged", Scan(), Scan()
-    with step("read the backup"):
-        refuse(fact, problems_of_archive(backup))
-        sha256, flipped = digests_of(backup.path)
-        with backup.opened(server) as (sql, readers):
-            for piece in server.run.pieces(sql, "reading the backup"):
-                if not scan.begun:
-                    cut.feed(piece[: len(piece) // 2])
-                scan.feed(piece)
-            wait_for(*readers)
-    problems = problems_of_checksum(sha256, backup.sha256) + scan.finish().problems
-    if not backup.source:  # else it is known which programs wrote it
-        require_not_newer(scan.newest, server.version)
-    if scan.unfit:
-        raise NotJudged(f"the backup cannot be judged: {scan.unfit}")
-    problems += problems_of_source(scan, backup) if backup.source else []
-    if server.run.options.live and problems:
-        problems.append("if a table was truncated beside the dump, run again")
-    refuse(fact, problems)
-    age = time.time() - backup.written
-    refuse("the backup is too old", exceeded(age, server.run.options.max_age))
-    if not cut.finish().problems:
-        raise NotJudged("the drill's own scan took a backup that was cut for whole")
-    if not problems_of_checksum(flipped, backup.sha256):
-        raise NotJudged("the drill's own checksum did not see that a bit was flipped")
-    return scan
-
-
-def problems_of_source(scan: Scan, backup: Backup) -> list[str]:
-    """What the source had and the backup has otherwise: rows, values of sequences."""
-    rows = {thing: count for thing, (count, _) in backup.source.rows.items()}
-    counted = at_roots(scan.rows, backup.source.roots)
-    problems = differing(rows, counted, "found {} rows, expected {}".format)
-    # Any value will do of a sequence that moved meanwhile.
-    moved = {n: scan.sequences[n] for n in backup.moved if n in scan.sequences}
-    expected = backup.source.sequences | moved
-    return problems + differing(expected, scan.sequences, states_apart)
-
-
-# --- Contents -------------------------------------------------------------------------
-LARGE_OBJECTS = "large objects"  # counted and hashed as the rows of one table
-
-
-@dataclass(frozen=True)
-class Contents:
-    """What a database holds."""
-
-    rows: dict[str, tuple[int, int]]  # thing -> how many, the sum of their hashes
-    roots: dict[str, str]  # partition -> the table at the top, which has its rows
-    sequences: dict[str, tuple[int, bool]]  # -> its value, whether it was called
-    names: dict[str, str]  # of an object -> why no backup holds it as it is, or ""
-    definitions: dict[str, str]  # entry of pg_dump's -> SQL
-
-    @property
-    def uncarried(self) -> dict[str, str]:
-        return {name: why for name, why in self.names.items() if why}
-
-
-# Text depends on these settings.
-PINNED = """
-SET timezone TO 'UTC'; SET datestyle TO 'ISO, YMD'; SET intervalstyle TO 'postgres';
-SET bytea_output TO 'hex'; SET extra_float_digits TO 3; SET lc_monetary TO 'C';
-SET xmloption TO 'content'; SET quote_all_identifiers TO off; SET search_path TO '';
-SET standard_conforming_strings TO on; SET row_security TO off; SET jit TO off;
-"""
-# What belongs to the system or to an extension is nobody's to back up.
-RELATION = r"""
-WITH RECURSIVE member AS (
-    SELECT classid, objid
-      FROM pg_depend
-     WHERE deptype = 'e'
-     UNION
-    SELECT d.classid, d.objid
-      FROM pg_depend AS d
-      JOIN member AS m ON d.refclassid = m.classid AND d.refobjid = m.objid
-     WHERE d.deptype IN ('i', 'a')
-       AND d.classid::regclass::text IN ('pg_amop', 'pg_amproc', 'pg_type',
-                                         'pg_attrdef', 'pg_rewrite')),
-relation AS (
-    SELECT c.*, sql, regexp_replace(sql, '"([a-z_][a-z0-9_]*)"', '\1', 'g') AS name
-      FROM pg_class AS c
-      JOIN pg_namespace AS n ON n.oid = c.relnamespace,
-   LATERAL format('%I.%I', nspname, relname) AS sql
-     WHERE nspname !~ '^pg_|^information_schema$'
-       AND ('pg_class'::regclass, c.oid) NOT IN (TABLE member))
-"""
-# psql runs each cell of a result before \gexec as a statement.
-LOCKS = RELATION + r"""
-SELECT format('LOCK TABLE ONLY %s IN ACCESS SHARE MODE', sql)
-  FROM relation
- WHERE relkind = 'r' \gexec
-"""
-SEQUENCES = RELATION + r"""
-SELECT format('SELECT json_build_array(''sequence'', %L, last_value, is_called, %s) '
-              'FROM %s', 'sequence ' || name, relfilenode, sql)
-  FROM relation
- WHERE relkind = 'S' \gexec
-"""
-# A row's hash is the XOR of its values' hashes, each with a seed of its column's name:
-# a restore may order the columns of an inheritance child differently. ROW() puts any
-# type into text, at thrice the cost; what is named here is as exact without. The rows
-# are summed, because XOR would cancel equal ones.
-ROWS = RELATION + r"""
-SELECT format('SELECT json_build_array(''rows'', %L, %L, count(*), '
-              'coalesce(sum(%s), 0)) FROM ONLY %s AS t', 'table ' || r.name,
-              'table ' || root.name, coalesce(hash, '0'), r.sql)
-  FROM relation AS r
-  LEFT JOIN relation AS root ON root.oid = nullif(pg_partition_root(r.oid), r.oid)
-  LEFT JOIN (
-       SELECT attrelid,
-              string_agg(format('coalesce(' || CASE
-                  WHEN atttypid = 'int4'::regtype THEN 'hashint4extended(t.%I, %s)'
-                  WHEN atttypid = 'bpchar'::regtype AND atttypmod > 0  -- padded
-                  THEN 'hashbpcharextended(t.%I COLLATE "C", %s)'
-                  WHEN atttypid = ANY ('{bool, int2, int8, float8, numeric, date, uuid,
-                      timestamp, timestamptz, text, varchar, json, jsonb}'::regtype[])
-                  THEN 'hashtextextended(t.%I::text COLLATE "C", %s)'
-                  ELSE 'hashtextextended(ROW(t.%I)::text COLLATE "C", %s)'
-                  END || ', 0)', attname, hashtext(attname::text)), ' # ') AS hash
-         FROM pg_attribute
-        WHERE attnum > 0
-          AND NOT attisdropped
-        GROUP BY attrelid) AS h ON attrelid = r.oid
- WHERE r.relkind = 'r'
-   AND NOT (r.relpersistence = 'u' AND pg_is_in_recovery())  -- it has none
-"""
-# The queries of ROWS, the smallest table first, with NULLs for a row that has a value.
-ONE_AS_NULL = """(SELECT (NULL::%4$s).* UNION ALL
-(SELECT * FROM ONLY %4$s AS s ORDER BY ROW(s.*) IS NULL OFFSET 1))"""
-ALTERED = f"""{ROWS.replace("ONLY %s", ONE_AS_NULL)}
-   AND pg_relation_size(r.oid) > 0
- ORDER BY pg_relation_size(r.oid), r.oid
-"""
-# lo_get reads at most 1 GB, and a large object holds up to 4 TB.
-LARGE = r"""
-SELECT json_build_array('rows', 'large objects', NULL, count(*),
-           coalesce(sum(hashtextextended(ROW(l.oid, pg_get_userbyid(l.lomowner),
-               obj_description(l.oid, 'pg_largeobject'),
-               (SELECT string_agg(a::text, ',' ORDER BY a::text COLLATE "C")
-                  FROM unnest(coalesce(lomacl, acldefault('L', lomowner))) AS a), size,
-               (SELECT string_agg(md5(lo_get(l.oid, at, 1048576)), '' ORDER BY at)
-                  FROM generate_series(0, size - 1, 1048576) AS at)
-               )::text COLLATE "C", 0)), 0))
-  FROM pg_largeobject_metadata AS l,
-LATERAL lo_lseek64(lo_open(l.oid, x'40000'::integer), 0, 2) AS size;
-"""
-# With why no backup holds an object, or not whole, or not as it is.
-NAMES = RELATION + r"""
-SELECT json_build_array('name', type || ' ' || identity, CASE
-       WHEN relkind = 'f' THEN 'the rows lie elsewhere'
-       WHEN relkind = 'm' THEN 'the rows are made anew'
-       WHEN NOT indisvalid AND relkind = 'i' THEN 'invalid, so pg_dump leaves it out'
-       WHEN relpersistence = 'u' AND relkind = 'r' AND pg_is_in_recovery()
-       THEN 'unlogged, and empty on a standby'
-       WHEN classid = 'pg_extension'::regclass THEN 'the server makes it anew'
-       WHEN EXISTS (SELECT FROM pg_trigger
-                     WHERE ('pg_constraint'::regclass, tgconstraint) = (classid, objid)
-                       AND tgisinternal AND tgenabled <> 'O')
-       THEN 'its triggers are switched off' END)
-  FROM (SELECT classid, objid
-          FROM pg_depend
-         UNION
-        SELECT classid, objid
-          FROM pg_shdepend
-          JOIN pg_database AS d ON d.oid = dbid
-         WHERE datname = current_database()
-        EXCEPT
-         TABLE member) AS o
-  LEFT JOIN relation AS r ON r.oid = objid AND classid = 'pg_class'::regclass
-  LEFT JOIN pg_index ON indexrelid = r.oid,
-LATERAL pg_identify_object(classid, objid, 0)
- WHERE objid >= 16384
-   AND classid <> 'pg_largeobject'::regclass
-   AND identity !~ '(^| on | for )pg_(toast|temp_\d+)\.|_ConstraintTrigger_[a-z_]*\d+"';
-"""
-
-
-def contents_from(facts: str, script: str = "") -> Contents:
-    """The contents that psql's facts and pg_dump's definitions tell."""
-    contents = Contents({}, {}, {}, {}, entries_of(script))
-    for kind, thing, *values in map(json.loads, filter(None, facts.split("\n"))):
-        if kind == "rows":
-            root, count, total = values
-            thing = contents.roots.setdefault(thing, root) if root else thing
-            had = contents.rows.get(thing, (0, 0))
-            contents.rows[thing] = (had[0] + count, had[1] + total)
-        elif kind == "sequence":
-            contents.sequences[thing] = tuple(values[:2])
-        else:
-            contents.names[thing] = values[0] or ""
-    return contents
-
-
-def at_roots(blocks: dict[str, int], roots: dict[str, str]) -> dict[str, int]:
-    """The rows of COPY blocks, with those of partitions in the partitioned table."""
-    # Which partition it is can change, as by the hash of an enum, at every restore.
-    counted: Counter[str] = Counter()
-    for thing, rows in blocks.items():
-        counted[roots.get(thing, thing)] += rows
-    return counted
-
-
-def entries_of(script: str) -> dict[str, str]:
-    """Each entry of pg_dump's, with its owner and the SQL that makes it."""
-    # What precedes the first is the dump's own: versions, settings, a random key.
-    _, *parts = re.split(DEFINITION, script[: script.rfind(f"--\n{FOOTER}")])
-    entries = defaultdict(str)  # two may have one comment
-    for name, kind, schema, owner, sql in zip(*[iter(parts)] * 5, strict=True):
-        entries[entry_name(name, kind, schema)] += f"{owner}\n{sql.strip()}\n"
-    return entries
-
-
-# --- The restored database, and what is expected of it --------------------------------
-def provide_globals(scan: Scan, server: Database) -> None:
-    """Make the roles and tablespaces of the backup, where the server is private."""
-    roles, spaces = scan.roles - {"PUBLIC", "public", "CURRENT_USER"}, scan.tablespaces
-    with server.session() as cursor:
-        for named, known, statement in [
-            # Superusers: only one owns an event trigger, and any reads for a view.
-            (roles, "rolname FROM pg_roles", "CREATE ROLE %I SUPERUSER"),
-            (spaces, "spcname FROM pg_tablespace", "CREATE TABLESPACE %I LOCATION ''"),
-        ]:
-            cursor.execute(f"SELECT {known}")
-            missing = sorted(named - {name for (name,) in cursor.fetchall()})
-            if missing and not server.private:
-                fact = f"the server lacks {statement.split()[1]} {', '.join(missing)}"
-                raise NotJudged(fact, "use a server that has them, or --throwaway")
-            for name in missing:
-                cursor.execute("SELECT format(%s, %s::text)", [statement, name])
-                cursor.execute(*cursor.fetchone())
-    if not server.private and scan.seen["CREATE SUBSCRIPTION"]:
-        raise NotJudged("a subscription would keep its database", "use --throwaway")
-
-
-def load_backup(backup: Backup, restored: Database) -> tuple[Any, ...]:
-    """The seconds that loading took, and the reference, if any, loaded beside it."""
-    jobs, like = restored.run.options.jobs, backup.like
-    references = [made_database(restored, "reference", like)] if backup.source else []
-    with step("load the backup"), ExitStack() as stack:
-        enter, began, readers = stack.enter_context, time.monotonic(), []
-        if backup.format in ("custom", "directory") and jobs > 1:
-            words = ("--exit-on-error", "--jobs", jobs, backup.path)
-            load = enter(restored.client("pg_restore", *words))
-        else:
-            sql, readers = enter(backup.opened(restored))
-            how = {"stdin": sql, "fault": None}
-            load = enter(restored.client("psql", *PSQL, "-1", "-f", "-", **how))
-            if readers:
-                sql.close()  # psql has it
-        # Not in one transaction: two with 1,000 tables exhaust the lock table.
-        script = "SET synchronous_commit TO off;\n" + REFRESH.sub(r"\1", backup.script)
-        beside = [enter(reference.psql(script)) for reference in references]
-        wait_for(load)
-        wait_for(*readers)
-        seconds = time.monotonic() - began
-        wait_for(*beside)
-    return seconds, *references
-
-
-def read_both(backup: Backup, scan: Scan, *databases: Database) -> tuple[Contents, ...]:
-    """What the restored database holds, and what is expected of it."""
-    with step("read the restored database"), ExitStack() as stack:
-        programs = [each.client(*DEFINITIONS) for each in databases]
-        processes = [*map(stack.enter_context, [databases[0].facts(), *programs])]
-        wait_for(*processes)
-        facts, script, *others = (text_of(process.stdout) for process in processes)
-    found = contents_from(facts, script)
-    if not backup.source:
-        return found, expected_of_scan(scan, found)
-    # What the reference lacks, as REFRESH, is expected as the source has it.
-    definitions = backup.source.definitions | entries_of(*others)
-    known = {"sequences": scan.sequences, "definitions": definitions}
-    return found, replace(backup.source, **known)
-
-
-def expected_of_scan(scan: Scan, found: Contents) -> Contents:
-    """What an existing backup says of itself; the rest is taken as it was found."""
-    blocks = {t: n * bool(scan.seen["INSERT"]) for t, (n, _) in found.rows.items()}
-    blocks |= at_roots(scan.rows, found.roots)
-    rows = {thing: (blocks[thing], hashed) for thing, (_, hashed) in found.rows.items()}
-    entries = {thing: "" for thing in scan.entries if not UNMATCHED.match(thing)}
-    known = {"rows": rows, "sequences": found.sequences | scan.sequences}
-    return replace(found, definitions=entries | found.definitions, **known)
-
-
-def uncompared(backup: Backup, scan: Scan, found: Contents) -> dict[str, str]:
-    """What is not compared, and why."""
-    if not backup.source:
-        why = {"values and definitions": "an existing backup has no source"}
-        inserts = {"the number of rows": "the backup holds them as INSERT"}
-        return why | (inserts if scan.seen["INSERT"] else {}) | found.uncarried
-    why = dict(backup.source.uncarried)
-    for thing, (before, after) in backup.moved.items():
-        low, high = sorted([before, after or before])
-        if not after or not low[0] <= scan.sequences.get(thing, low)[0] <= high[0]:
-            why[thing] = "it was set, restarted or dropped meanwhile"
-    return why
-
-
-# --- Differences, and the controls ----------------------------------------------------
-def differences(expected: Contents, found: Contents) -> list[str]:
-    """One sentence for each difference; a definition speaks before its name."""
-    definitions = differing(expected.definitions, found.definitions, first_difference)
-    definitions += unexpected(expected.definitions, found.definitions)
-    apart, both = expected.uncarried, (expected.names, found.names)
-    names = [{n: "" for n in sorted(each) if n not in apart} for each in both]
-    objects = definitions or differing(*names, str) + unexpected(*names)
-    objects += [f"{x}: {why}" for x, why in found.uncarried.items() if x not in apart]
-    rows = differing(expected.rows, found.rows, rows_apart)
-    sequences = differing(expected.sequences, found.sequences, states_apart)
-    return [*dict.fromkeys(objects + rows + sequences)]
-
-
-def unexpected(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
-    return [f"{thing}: unexpected" for thing in found if thing not in expected]
-
-
-def differing(expected: dict, found: dict, sentence: Callable[..., str]) -> list[str]:
-    """A sentence for each thing that is missing or different."""
-    missing = [f"{thing}: missing" for thing in expected if thing not in found]
-    both = {x: (found[x], expected[x]) for x in expected if x in found}
-    return missing + [f"{x}: {sentence(*b)}" for x, b in both.items() if b[0] != b[1]]
-
-
-def rows_apart(found: tuple[int, int], expected: tuple[int, int]) -> str:
-    """A count speaks before a hash."""
-    if found[0] != expected[0]:
-        return f"found {found[0]} rows, expected {expected[0]}"
-    return f"{found[0]} rows as expected, with other values"
-
-
-def states_apart(*states: tuple[int, bool]) -> str:
-    """The states of a sequence, as found and as expected."""
-    said = (f"{value}" + ", not called yet" * (not called) for value, called in states)
-    return "found {}, expected {}".format(*said)
-
-
-def first_difference(found: str, expected: str) -> str:
-    """The first line on each side that the other lacks, where they begin to differ."""
-    sides = (map(str.strip, text.splitlines()) for text in (found, expected))
-    got, want = ([line.rstrip(",;") for line in side if line] for side in sides)
-    one = next((line for line in got if line not in want), "nothing")
-    other = next((line for line in want if line not in got), "nothing")
-    if one == other:
-        return "the same lines, in another order"
-    begin = max(0, len(os.path.commonprefix([one, other])) - 30)
-    shown = [PASSWORD.sub(r"\1\2[REDACTED]", line)[begin:] for line in (one, other)]
-    cut = [f"{'...' * bool(begin)}{line:.100}" for line in shown]
-    return f"found {cut[0]}, expected {cut[1]}"
-
-
-def require_differences_seen(restored: Database, found: Contents) -> None:
-    """Raise NotJudged unless a change of a name, a definition and a value is seen."""
-    changed = {}
-    if name := next((name for name, why in found.names.items() if not why), ""):
-        changed["names"] = {n: found.names[n] for n in found.names if n != name}
-    if found.definitions:
-        changed["definitions"] = dict([*found.definitions.items()][1:])
-    with restored.session() as cursor:
-        cursor.execute(PINNED)
-        cursor.execute(ALTERED)
-        for query in cursor.fetchall():
-            cursor.execute(*query)
-            altered = contents_from(json.dumps(*cursor.fetchone())).rows
-            changed["rows"] = found.rows | altered
-            if changed["rows"] != found.rows:  # else no row has a value
-                break
-    for what, altered in changed.items():
-        if not differences(found, replace(found, **{what: altered})):
-            raise NotJudged(f"the drill's own comparison saw no change of {what}")
+    words["options"] = project.options
+    server = Database(
+        run, "postgres", words, base_environment(), programs, private=True
+    )
+    with run.started(
+        *("/bin/sh", "-c", START_SERVER, "server", *arguments),
+        name="the private server",
+        account=account,
+    ) as program:
+        yield server, program
 
 
 # --- The evidence ---------------------------------------------------------------------
-VERDICTS = {BackupIsBad: "failed", NotJudged: "error", unittest.SkipTest: "skipped"}
-HEADLINES = {"passed": "The backup restores", "failed": "The backup is bad"}
-HEADLINES["error"] = "The backup could not be judged"
-HEADLINES["skipped"] = "The drill was skipped"
+# In: facts, as they become known. Out: lines on the screen, a table in GitHub's summary,
+# JSON. Promised: it is published once, at the end, however the run ends.
+
+FACTS = """
+version verdict acts started finished source database backup_written seconds_to_back_up
+seconds_to_restore max_age_seconds max_restore_seconds server private programs format
+bytes sha256 tables rows objects pending_migrations not_compared
+"""
+# Of each label the first line is shown whose facts are all known.
+LINES = (
+    ("source", "{source}: {tables:,} tables, {rows:,} rows, {objects:,} objects"),
+    ("source", "{source}"),
+    ("backup", "{format}, {bytes:,} bytes, SHA-256 {sha256}"),
+    ("backup", "{format}, {bytes:,} bytes"),
+    ("written", "{backup_written}"),
+    (
+        "time",
+        "{seconds_to_back_up:.2f} s to back up, {seconds_to_restore:.2f} s to restore",
+    ),
+    ("time", "{seconds_to_restore:.2f} s to restore"),
+    ("time", "{seconds_to_back_up:.2f} s to back up"),
+    ("server", "PostgreSQL {server}; pg_dump, psql, pg_restore {programs}"),
+)
+NEVER_COMPARED = (
+    "roles and their passwords",
+    "tablespaces",
+    "other databases",
+    "settings of the database itself",
+)
+MOST_NAMES = 12  # on a line of what is not compared
+VERDICTS = {BackupIsBad: "failed", unittest.SkipTest: "skipped"}  # else it is an error
+HEADLINES = {
+    "passed": "The backup restores.",
+    "failed": "The backup is bad.",
+    "error": "The backup could not be judged.",
+    "skipped": "The drill was skipped.",
+}
 
 
 class Evidence:
-    """The facts of a run, and the verdict on each act, as they become known."""
+    """What is known of a run, and the verdict on each act."""
 
     def __init__(self, options: Options) -> None:
-        self.options, self.why = options, ""
-        source = "the configured database" if options.live else "a rehearsal"
-        source = f"the backup {options.backup.name}" if options.backup else source
-        limits = {"max_age": options.max_age, "max_restore": options.max_restore}
-        self.facts: dict[str, Any] = {"version": 1, "verdict": "passed", "tests": {}}
-        self.facts |= {"source": source, "database": options.database}
-        self.facts |= {"time": time.strftime(ISO, time.gmtime())}
-        self.facts |= {f"{name}_seconds": n for name, n in limits.items() if n}
+        self.options = options
+        self.sentence = ""  # of the first act that did not pass
+        source = "a rehearsal"
+        if options.live:
+            source = "the configured database"
+        elif options.backup:
+            source = f"the backup {options.backup.name}"
+        self.facts: dict[str, Any] = dict.fromkeys(FACTS.split())
+        self.facts.update(
+            version=2,
+            verdict="passed",
+            acts={},
+            started=in_utc(time.time()),
+            source=source,
+            database=options.database,
+            max_age_seconds=options.max_age,
+            max_restore_seconds=options.max_restore,
+            not_compared=dict.fromkeys(NEVER_COMPARED, ""),
+        )
 
-    def judge(self, act: str, sentence: str, work: Callable[[], object]) -> None:
-        """Do the work of an act; put its verdict, a sentence, its seconds on record."""
+    def judge(self, act: str, work: Callable[[], object]) -> None:
+        """Do the work of an act; put the verdict on record, and why it did not pass."""
         log.info("")  # unittest has begun a line
-        began, verdict = time.monotonic(), "passed"
+        began = monotonic()
+        verdict = "passed"
+        sentence = ""
         try:
             work()
-        except BaseException as fault:  # noqa: BLE001  it is raised again
-            if isinstance(fault, OSError):  # a full disk, a folder without rights
-                fault = NotJudged(fault, hint_for(str(fault)))
-            elif isinstance(fault, Exception) and type(fault) not in VERDICTS:
-                fault = NotJudged("a fault of the drill's own", told(fault, False))
-            verdict, sentence = VERDICTS.get(type(fault), "error"), str(fault)
+        except BaseException as error:  # noqa: BLE001  it is raised again
+            fault = shown_fault(error)
+            verdict = VERDICTS.get(type(fault), "error")
+            sentence = str(fault)
             raise fault.with_traceback(None) from None
         finally:
-            seconds = round(time.monotonic() - began, 3)
-            test = {"verdict": verdict, "sentence": sentence, "seconds": seconds}
-            self.facts["tests"][act] = test
-            if self.facts["verdict"] == "passed" != verdict:
-                self.facts["verdict"], self.why = verdict, sentence
+            seconds = round(monotonic() - began, 3)
+            self.facts["acts"][act] = {
+                "verdict": verdict,
+                "seconds": seconds,
+                "sentence": sentence,
+            }
+            if self.facts["verdict"] == "passed":
+                self.facts["verdict"] = verdict
+                self.sentence = sentence
 
     def publish(self) -> None:
-        """Print the evidence; write the report; append it to the job's summary."""
-        facts, headline = self.facts, HEADLINES[self.facts["verdict"]]
-        if facts["verdict"] == "passed" and "restore" not in facts["tests"]:
-            headline = "The backup was not restored yet"
-        text = f"{headline}. {'; '.join(filter(None, map(told_of, facts.items())))}."
-        print(f"\n{textwrap.fill(text, 88)}", file=sys.stderr)
-        if self.why and os.environ.get("GITHUB_ACTIONS") == "true":
-            said = self.why.partition("\n")[0].replace("%", "%25").replace("\r", "%0D")
-            print(f"::error title=Backup drill::{said}", flush=True)
-        if path := self.options.report:
-            write_evidence(path, "w", f"{json.dumps(facts, indent=2)}\n")
-        if path := os.environ.get("GITHUB_STEP_SUMMARY"):
-            fenced = f"```\n{self.why}\n```\n\n" if self.why else ""
-            write_evidence(Path(path), "a", f"### Backup drill\n\n{text}\n\n{fenced}")
+        """Print the evidence; write the report; append to the job's summary."""
+        facts = self.facts
+        facts["finished"] = in_utc(time.time())
+        headline = HEADLINES[facts["verdict"]]
+        if facts["verdict"] == "passed" and "restore" not in facts["acts"]:
+            headline = "The backup was not restored yet."
+        lines = self.lines()
+        shown = [f"    {label:<13} {text}" for label, text in lines]
+        print("", headline, *shown, sep="\n", file=sys.stderr)
+        if self.sentence and environ.get("GITHUB_ACTIONS") == "true":
+            first = self.sentence.partition("\n")[0].replace("%", "%25")
+            print(f"::error title=Backup drill::{first}", flush=True)
+        if self.options.report:
+            write_evidence(self.options.report, "w", json.dumps(facts, indent=2) + "\n")
+        if "GITHUB_STEP_SUMMARY" in environ:
+            rows = [f"| {label} | {text} |" for label, text in lines]
+            table = "\n".join(["| | |", "|---|---|", *rows])
+            why = f"```\n{self.sentence}\n```\n\n" if self.sentence else ""
+            text = f"### Backup drill\n\n**{headline}**\n\n{why}{table}\n\n"
+            write_evidence(Path(environ["GITHUB_STEP_SUMMARY"]), "a", text)
+
+    def lines(self) -> list[tuple[str, str]]:
+        """The facts in words: a label, which may be empty, and a text."""
+        lines = []
+        if self.facts["verdict"] != "passed":
+            acts = self.facts["acts"].items()
+            told = [f"{name} {act['verdict']}" for name, act in acts]
+            lines.append(("acts", ", ".join(told)))
+        known = {name: fact for name, fact in self.facts.items() if fact is not None}
+        for label, template in LINES:
+            if label not in dict(lines):
+                with suppress(KeyError):
+                    lines.append((label, template.format(**known)))
+        things = defaultdict(list)
+        for thing, reason in self.facts["not_compared"].items():
+            things[reason].append(thing)
+        label = "not compared"
+        for reason, names in things.items():
+            text = ", ".join(names[:MOST_NAMES])
+            if len(names) > MOST_NAMES:
+                text += f" and {len(names) - MOST_NAMES} more"
+            if reason:
+                text += f" ({reason})"
+            lines.append((label, text))
+            label = ""
+        return lines
 
 
-def told_of(item: tuple[str, Any]) -> str:
-    """A fact in words; nothing of one that goes without saying."""
-    name, fact = item
-    if name == "tests":
-        fact = {act: test["verdict"] for act, test in fact.items()}
-    if name == "not_compared":
-        fact = {thing: f"({why})" if why else "" for thing, why in fact.items()}
-    if isinstance(fact, dict):
-        fact = ", ".join(" ".join(pair).strip() for pair in fact.items())
-    elif isinstance(fact, list):
-        fact = len(fact)
-    elif "seconds" in name:
-        fact = in_words(fact)
-    silent = name in ("version", "verdict") or fact == "default"
-    label = re.sub("seconds_|_seconds", "", name).replace("_", " ")
-    fact = f"{fact:,}" if isinstance(fact, int) else fact
-    return "" if silent else f"{label}: {fact}"
+def counts_of(contents: Contents) -> dict[str, int]:
+    """How many tables, rows and objects a database holds."""
+    counts = [
+        int(text.split()[0])
+        for thing, text in contents.values.items()
+        if thing.startswith("table ")
+    ]
+    objects = len(contents.definitions)
+    return {"tables": len(counts), "rows": sum(counts), "objects": objects}
+
+
+def shown_fault(error: BaseException) -> BaseException:
+    """The error in the words that the user gets to see."""
+    if isinstance(error, OSError):  # a full disk, a folder without rights
+        return NotJudged(error, hint_for(str(error)))
+    if isinstance(error, NotJudged):
+        return NotJudged(*error.args)
+    if isinstance(error, BackupIsBad | unittest.SkipTest):
+        return error
+    if isinstance(error, Exception):
+        return NotJudged("a fault of the drill's own", told(error, with_words=False))
+    return error
 
 
 def write_evidence(path: Path, mode: str, text: str) -> None:
@@ -1904,19 +2743,30 @@ def write_evidence(path: Path, mode: str, text: str) -> None:
         raise NotJudged(f"the evidence cannot be written: {error}") from None
 
 
-def exceeded(seconds: float, limit: float | None) -> list[str]:
+def exceeded(seconds: float, limit: float | None) -> Lines:
     """Whether a duration is above its limit, or below zero, as a clock's fault is."""
-    sentence = f"found {in_words(seconds)}, expected {in_words(limit or 0)} or less"
-    return [sentence] * (limit is not None and not -60 < seconds <= limit)
+    if limit is None or -60 < seconds <= limit:
+        return []
+    found, expected = (timedelta(seconds=round(number)) for number in (seconds, limit))
+    return [f"found {found}, expected {expected} or less"]
 
 
-def in_words(seconds: float) -> str:
-    """A duration: 0.3 s, or 2 days, 3:00:00."""
-    long = timedelta(seconds=round(seconds))
-    return f"{seconds:.3g} s" if seconds < 60 else str(long)
+def in_utc(seconds: float) -> str:
+    """A time since 1970 as ISO 8601."""
+    return datetime.fromtimestamp(round(seconds), UTC).isoformat()
 
 
 # --- The command line -----------------------------------------------------------------
+# In: arguments. Out: options, or a sentence. Promised: status 0 when all that ran passed
+# or was skipped, else 1.
+
+EPILOG = """
+Options can also stand in BACKUP_DRILL_OPTIONS, for unittest and pytest too. Arguments
+that are not listed go to unittest: -k restore runs one test.
+Exit status: 0 all that ran passed or was skipped, 1 otherwise.
+"""
+
+
 def duration(text: str) -> float:
     """A number of seconds, or one with s, m, h or d."""
     found = re.fullmatch(r"(\d+\.?\d*)([smhd]?)", text)
@@ -1925,38 +2775,59 @@ def duration(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text!r} is no duration such as 900, 15m or 26h")
 
 
-def parsed(argv: list[str]) -> tuple[Options, list[str]]:
+def file_path(text: str) -> Path:
+    """The path of a file, which holds in any folder."""
+    return Path(text).absolute()
+
+
+def parsed(argv: Lines) -> tuple[Options, Lines]:
     """The options, and the arguments for unittest. Raises SystemExit."""
     parser = argparse.ArgumentParser(
-        description=__doc__.partition("\n")[0],
-        epilog="Other arguments go to unittest: -k restore. Status 0: all passed.",
+        description="Prove that this Django project's PostgreSQL backup restores.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    add, source = parser.add_argument, parser.add_mutually_exclusive_group()
-    yes, file = {"action": "store_true"}, {"type": Path, "metavar": "FILE"}
-    span = {"type": duration, "metavar": "DURATION"}
-    made = ("plain", "custom", "directory")
-    add("-v", "--verbose", **yes, help="show each step and its duration")
-    add("--strict", **yes, help="no skip, no substitute: programs, versions, database")
-    add("--throwaway", **yes, help="work on a private server, started for this run")
-    add("--timeout", **span, default=30.0, help="bound on each operation, default 30")
+    add = parser.add_argument
+    source = parser.add_mutually_exclusive_group()
+    add("-v", "--verbose", action="store_true", help="show each step and its duration")
+    add("--strict", action="store_true", help="skip nothing, replace nothing")
+    add(
+        "--throwaway",
+        action=argparse.BooleanOptionalAction,
+        help="work on a private server, as --live and --backup do unless told not to",
+    )
+    add("--timeout", type=duration, default=30.0, help="of each operation: 30 s")
     add("--database", metavar="ALIAS", default="default", help="in settings.DATABASES")
-    add("--format", choices=made, default="plain", help="of a new backup (plain)")
-    add("--jobs", type=int, metavar="N", default=1, help="parallel workers, default 1")
-    source.add_argument("--live", **yes, help="back the configured database up itself")
-    source.add_argument("--backup", **file, help="restore one that exists, of any kind")
-    add("--max-age", **span, help="fail if the --backup was written longer ago: 26h")
-    add("--max-restore", **span, help="fail if loading the backup takes longer: 15m")
-    add("--report", **file, help="write the evidence as JSON")
-    options, others = parser.parse_known_args(argv)
+    add("--format", choices=("plain", "custom", "directory"), default="plain")
+    add(
+        "--jobs",
+        type=int,
+        default=1,
+        help="parallel workers, where the format has them",
+    )
+    source.add_argument("--live", action="store_true", help="...")
+    source.add_argument("--backup", type=file_path, help="restore one that exists")
+    add(
+        "--max-age",
+        type=duration,
+        help="fail if the --backup was written longer ago: 26h",
+    )
+    add("--max-restore", type=duration, help="fail if loading takes longer: 15m")
+    add("--report", type=file_path, help="write the evidence as JSON")
+    given = shlex.split(environ.get("BACKUP_DRILL_OPTIONS", ""))
+    options, others = parser.parse_known_args([*given, *argv])
     options.rehearsal = not (options.live or options.backup)
-    options.use_configured = options.live or not options.throwaway
-    if problem := contradiction(options, others):
+    options.private = options.throwaway
+    if options.private is None:
+        options.private = not options.rehearsal
+    problem = contradiction(options, others)
+    if problem:
         parser.error(problem)
     return options, others
 
 
-def contradiction(options: Options, others: list[str]) -> str:
+def contradiction(options: Options, others: Lines) -> str:
     """What cannot be meant, though each argument can."""
     if any(each.startswith("--l") for each in others):  # unittest takes abbreviations
         return "--locals would show the settings, with their passwords"
@@ -1965,35 +2836,48 @@ def contradiction(options: Options, others: list[str]) -> str:
     if options.max_age and not options.backup:
         return "argument --max-age: it is about a --backup that exists"
     if options.backup and options.report:
-        path, backup = options.report.resolve(), options.backup.resolve()
-        if backup in (path, *path.parents) or path.name == f"{backup.name}.sha256":
+        report, backup = options.report.resolve(), options.backup.resolve()
+        record = backup.with_name(f"{backup.name}.sha256")
+        if backup in (report, *report.parents) or report == record:
             return "argument --report: it is the backup, which is only ever read"
     return ""
 
 
-def main(argv: list[str]) -> int:
-    """Run the drill; return 0 when all that ran passed, else 1."""
-    if argv[1:2] == [PROJECT]:
-        serve_project(*argv[2:])
-        return 0
-    case = BackupRestoreTests
+def open_missing_streams() -> None:
+    """Open what the process was started without, so that nothing else takes its place."""
+    while os.open(os.devnull, os.O_RDWR) < 3:
+        pass
+    sys.stdout = sys.stdout or io.StringIO()
+    sys.stderr = sys.stderr or io.StringIO()
+
+
+def main(argv: Lines) -> int:
+    """Run the drill; return 0 when all that ran passed or was skipped, else 1."""
+    if argv[1:] and argv[1] in (DESCRIBE, COMMAND):
+        answer(*argv[1:])
+    open_missing_streams()
     try:
-        case.options, others = parsed(argv[1:])
+        options, others = parsed(argv[1:])
+        BackupRestoreTests.options = options
         logging.basicConfig(format="%(message)s")
-        log.setLevel(logging.INFO if case.options.verbose else logging.WARNING)
-        how = {"exit": False, "verbosity": 1 + case.options.verbose}
-        how["warnings"] = "ignore"  # which are about other people's code
-        # -f: a test would repeat what the one before it could not do.
-        result = unittest.main(argv=[argv[0], "-f", *others], **how).result
+        log.setLevel(logging.INFO if options.verbose else logging.WARNING)
+        # -f: a test would repeat what the one before it could not do. Warnings are
+        # about other people's code.
+        result = unittest.main(
+            argv=[argv[0], "-f", *others],
+            exit=False,
+            verbosity=1 + options.verbose,
+            warnings="ignore",
+        ).result
     except SystemExit as stop:  # of either parser
-        return 1 if stop.code else 0
+        return int(bool(stop.code))
     except KeyboardInterrupt as ended:
         print(f"\ninterrupted ({ended})", file=sys.stderr)
         return 1
     if result.testsRun == 0 and not result.skipped and result.wasSuccessful():
         print("no test was run", file=sys.stderr)
         return 1
-    return 0 if result.wasSuccessful() else 1
+    return int(not result.wasSuccessful())
 
 
 if __name__ == "__main__":
