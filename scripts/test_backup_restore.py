@@ -58,7 +58,7 @@ import time
 import traceback
 import unittest
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import (
     AbstractContextManager,
     ExitStack,
@@ -227,14 +227,14 @@ class Drill:
         seconds = load_backup(backup, reading, restored, reference)
         facts["seconds_to_restore"] = round(seconds, 3)
         found, script, plan = read_back(restored, reference, self.project)
-        fact = "the restored database differs from what the backup says itself"
-        expected = expected_of_existing(reading, found)
         if backup.source:
             fact = "the restored database differs from its source"
             expected = expected_of_source(backup.source, reading, script)
-        reasons = not_compared(backup, reading, expected, found)
-        facts["not_compared"].update(reasons)
-        refuse(fact, differences(expected, found))
+        else:
+            fact = "the restored database differs from what the backup says itself"
+            expected = expected_of_existing(reading, found)
+        facts["not_compared"].update(not_compared(backup, reading, expected, found))
+        refuse(fact, contents_apart(expected, found))
         facts.update(counts_of(expected))
         facts["pending_migrations"] = re.findall(r"(?m)^\[ \] +(\S+)", plan)
         if self.options.rehearsal:
@@ -861,30 +861,32 @@ def made_database(server: Database, purpose: str, like: Any) -> Database:
 
 
 # --- Contents -------------------------------------------------------------------------
-# In: a database. Out: what it holds, as texts with one form for one thing. Promised: two
-# databases with equal contents hold the same rows, sequences, large objects and objects.
-# OIDs, the order of rows and that of columns do not matter.
+# In: a database. Out: what it holds, as a set of lines with one form for one thing.
+# Promised: two databases with equal lines hold the same rows, sequences, large objects
+# and objects. OIDs, the order of rows and that of columns' values do not matter.
 
 LARGE_OBJECTS = "large objects"  # counted and hashed as the rows of one table
-IN_ORDER = "in order"  # said of an object that a backup carries as it is
+# What a backup says, too: table public.film: 1000 rows; sequence public.film_id_seq: 7
+SAID = r": (\d+ rows|-?\d+(, not called yet)?)$"
 
 
 @dataclass(frozen=True)
 class Contents:
     """What a database holds."""
 
-    values: Words  # table -> number and hash of its rows, sequence -> its value
-    names: Words  # object -> IN_ORDER, or why no backup carries it as it is
+    facts: set[str]  # table public.film: 1000 rows
+    definitions: set[str]  # table public.film: title text NOT NULL
+    reasons: Words  # object -> why no backup carries it as it is
     extensions: Words  # table or sequence -> the extension that it belongs to
     roots: Words  # partition -> the table at the top, where its rows are counted
-    definitions: Words  # entry of pg_dump's -> SQL
-    owners: Words  # entry -> role
 
 
 # How to make all objects, without their rows, as PostgreSQL itself tells it.
 DEFINITIONS = ("pg_dump", "--section=pre-data", "--section=post-data", "--no-blobs")
-# ALTER TABLE public.film OWNER TO anna;
-OWNER_SET = re.compile(r"^ALTER .* OWNER TO .*;\n?", re.MULTILINE)
+OWNER_SET = r"(?m)^ALTER .* OWNER TO .*;\n?"  # ALTER TABLE public.film OWNER TO anna;
+# Entries whose SQL may hold a password, and the texts in it.
+WITH_SECRETS = ("server ", "user mapping ", "subscription ", "foreign ")
+LITERAL = r"'(?:[^']|'')*'"
 # Text depends on these settings.
 PINNED = """
 SET timezone TO 'UTC'; SET datestyle TO 'ISO, YMD'; SET intervalstyle TO 'postgres';
@@ -931,9 +933,9 @@ SELECT format('LOCK TABLE ONLY %s IN ACCESS SHARE MODE', sql)
  WHERE relkind = 'r' \gexec
 """
 SEQUENCES = RELATION + r"""
-SELECT format('SELECT json_build_array(''value'', %L, last_value || CASE WHEN is_called THEN '''' '
-              'ELSE '', not called yet'' END, %L, %s) FROM %s',
-              'sequence ' || name, extension, relfilenode, sql)
+SELECT format('SELECT json_build_array(''line'', %L, last_value || CASE WHEN is_called '
+              'THEN '''' ELSE '', not called yet'' END, %s) FROM %s',
+              'sequence ' || name, relfilenode, sql)
   FROM relation
  WHERE relkind = 'S' \gexec
 """
@@ -943,10 +945,11 @@ SELECT format('SELECT json_build_array(''value'', %L, last_value || CASE WHEN is
 # into text, at thrice the cost; what is named here is as exact without. The rows of a
 # tree of partitions are summed: in which leaf a row lies can change at a restore.
 ROWS = RELATION + r"""
-SELECT format('SELECT json_build_array(''value'', %L, format(''%%s rows with hash %%s'', sum(n), '
-              'left(md5(coalesce(sum(total), 0)::text), 16)), %L) FROM (%s) AS leaf',
-              'table ' || top, extension, string_agg(query, ' UNION ALL '))
-  FROM (SELECT coalesce(root.name, r.name) AS top, r.extension,
+SELECT format('SELECT json_build_array(''line'', %L, text) FROM (SELECT sum(n) AS n, '
+              'md5(coalesce(sum(total), 0)::text) AS hash FROM (%s) AS leaf) AS tree, '
+              'LATERAL (VALUES (n || '' rows''), (''rows with hash '' || left(hash, 16)))'
+              ' AS told (text)', 'table ' || top, string_agg(query, ' UNION ALL '))
+  FROM (SELECT coalesce(root.name, r.name) AS top,
                pg_relation_size(r.oid) AS size,
                format('SELECT count(*) AS n, sum(hashint8extended(%1$s, 0)) AS total '
                       'FROM ' || :'origin', coalesce(hash, '0'), r.origin, r.sql) AS query
@@ -972,38 +975,31 @@ SELECT format('SELECT json_build_array(''value'', %L, format(''%%s rows with has
                 GROUP BY attrelid) AS h ON attrelid = r.oid
          WHERE r.relkind = 'r'
            AND NOT (r.relpersistence = 'u' AND pg_is_in_recovery())) AS leaf  -- empty
- GROUP BY top, extension
+ GROUP BY top
 """
 WHOLE_TABLE = "%2$s AS t"  # where its rows are
 # lo_get reads at most 1 GB, and a large object holds up to 4 TB.
 LARGE = r"""
-SELECT json_build_array('value', 'large objects', format('%s rows with hash %s', count(*),
-       left(md5(coalesce(sum(hashtextextended(ROW(
-           l.oid, pg_get_userbyid(l.lomowner), obj_description(l.oid, 'pg_largeobject'),
-           (SELECT string_agg(a::text, ',' ORDER BY a::text COLLATE "C")
-              FROM unnest(coalesce(lomacl, acldefault('L', lomowner))) AS a),
-           size,
-           (SELECT string_agg(md5(lo_get(l.oid, at, 1048576)), '' ORDER BY at)
-              FROM generate_series(0, size - 1, 1048576) AS at)
-           )::text COLLATE "C", 0)), 0)::text), 16)), NULL)
-  FROM pg_largeobject_metadata AS l,
-LATERAL lo_lseek64(lo_open(l.oid, x'40000'::integer), 0, 2) AS size;
+SELECT json_build_array('line', 'large objects', text)
+  FROM (SELECT count(*) AS n, md5(coalesce(sum(hashtextextended(ROW(
+                   l.oid, pg_get_userbyid(l.lomowner),
+                   obj_description(l.oid, 'pg_largeobject'),
+                   (SELECT string_agg(a::text, ',' ORDER BY a::text COLLATE "C")
+                      FROM unnest(coalesce(lomacl, acldefault('L', lomowner))) AS a),
+                   size,
+                   (SELECT string_agg(md5(lo_get(l.oid, at, 1048576)), '' ORDER BY at)
+                      FROM generate_series(0, size - 1, 1048576) AS at)
+                   )::text COLLATE "C", 0)), 0)::text) AS hash
+          FROM pg_largeobject_metadata AS l,
+       LATERAL lo_lseek64(lo_open(l.oid, x'40000'::integer), 0, 2) AS size) AS counted,
+LATERAL (VALUES (n || ' rows'), ('rows with hash ' || left(hash, 16))) AS told (text);
 """
 # With why no backup holds an object, or not whole, or not as it is. Left out are names
 # that pg_dump never writes: of temporary objects, of foreign keys that a partition has
 # from its parent, of triggers that PostgreSQL numbers.
 NAMES = RELATION + r"""
-SELECT json_build_array('name', type || ' ' || identity, coalesce(CASE
-       WHEN relkind = 'f' THEN 'the rows lie elsewhere'
-       WHEN relkind = 'm' THEN 'the rows are made anew'
-       WHEN NOT indisvalid AND relkind = 'i' THEN 'invalid, so pg_dump leaves it out'
-       WHEN relpersistence = 'u' AND relkind = 'r' AND pg_is_in_recovery()
-       THEN 'unlogged, and empty on a standby'
-       WHEN classid = 'pg_extension'::regclass THEN 'the server makes it anew'
-       WHEN EXISTS (SELECT FROM pg_trigger
-                     WHERE ('pg_constraint'::regclass, tgconstraint) = (classid, objid)
-                       AND tgisinternal AND tgenabled <> 'O')
-       THEN 'its triggers are switched off' END, 'in order'))
+SELECT json_build_array(CASE WHEN reason IS NULL THEN 'line' ELSE 'reason' END,
+                        type || ' ' || identity, coalesce(reason, 'in order'))
   FROM (SELECT classid, objid
           FROM pg_depend
          UNION
@@ -1016,16 +1012,33 @@ SELECT json_build_array('name', type || ' ' || identity, coalesce(CASE
   LEFT JOIN relation AS r ON r.oid = objid AND classid = 'pg_class'::regclass
   LEFT JOIN pg_index ON indexrelid = r.oid
   LEFT JOIN pg_constraint AS k ON k.oid = objid AND classid = 'pg_constraint'::regclass,
-LATERAL pg_identify_object(classid, objid, 0)
+LATERAL pg_identify_object(classid, objid, 0),
+LATERAL (SELECT CASE
+       WHEN relkind = 'f' THEN 'the rows lie elsewhere'
+       WHEN relkind = 'm' THEN 'the rows are made anew'
+       WHEN NOT indisvalid AND relkind = 'i' THEN 'invalid, so pg_dump leaves it out'
+       WHEN relpersistence = 'u' AND relkind = 'r' AND pg_is_in_recovery()
+       THEN 'unlogged, and empty on a standby'
+       WHEN classid = 'pg_extension'::regclass THEN 'the server makes it anew'
+       WHEN EXISTS (SELECT FROM pg_trigger
+                     WHERE ('pg_constraint'::regclass, tgconstraint) = (classid, objid)
+                       AND tgisinternal AND tgenabled <> 'O')
+       THEN 'its triggers are switched off' END AS reason) AS why
  WHERE objid >= 16384
    AND classid <> 'pg_largeobject'::regclass
    AND NOT coalesce(contype = 'f' AND conparentid <> 0, false)
    AND identity !~ '(^|\m(on|for) )pg_(toast|temp_\d+|toast_temp_\d+)(\.|$)'
-   AND identity !~ '_ConstraintTrigger_[a-z_]*\d+"'
- ORDER BY type, identity;
+   AND identity !~ '_ConstraintTrigger_[a-z_]*\d+"';
+"""
+# Rows of other tables of extensions are in no backup.
+EXTENSIONS = RELATION + r"""
+SELECT json_build_array('extension', kind || name, extension)
+  FROM relation,
+LATERAL (SELECT CASE relkind WHEN 'S' THEN 'sequence ' ELSE 'table ' END AS kind) AS k
+ WHERE extension IS NOT NULL;
 """
 MEMBERS = RELATION + r"""
-SELECT json_build_array('name', 'rows of table ' || c.oid::regclass,
+SELECT json_build_array('reason', 'rows of table ' || c.oid::regclass,
                         'an extension''s, which no backup holds')
   FROM pg_class AS c
   JOIN member ON objid = oid AND classid = 'pg_class'::regclass
@@ -1047,106 +1060,92 @@ def facts_of(database: Database, snapshot: str = "") -> Context:
     if snapshot:
         # No snapshot covers TRUNCATE; pg_dump locks the tables that it dumps, too.
         script += f"SET TRANSACTION SNAPSHOT '{snapshot}';\n{LOCKS}"
-    script += f"{SEQUENCES}{ROWS}\\gexec\n{LARGE}{NAMES}{MEMBERS}{PARTITIONS}"
+    script += (
+        f"{SEQUENCES}{ROWS}\\gexec\n{LARGE}{NAMES}{EXTENSIONS}{MEMBERS}{PARTITIONS}"
+    )
     return database.psql(script, origin=WHOLE_TABLE)
 
 
 def contents_from(facts: list[Any], script: str = "") -> Contents:
     """The contents that psql's facts and pg_dump's definitions tell."""
-    found = Contents({}, {}, {}, {}, *definitions_in(script))
-    for kind, thing, text, *extensions in facts:
-        if kind == "name":
-            found.names[thing] = text
-        elif kind == "root":
-            found.roots[thing] = text
+    found = Contents(set(), definitions_in(script), {}, {}, {})
+    kept = {
+        "reason": found.reasons,
+        "extension": found.extensions,
+        "root": found.roots,
+    }
+    for kind, thing, text, *_ in facts:
+        if kind == "line":
+            found.facts.add(f"{thing}: {text}")
         else:
-            found.values[thing] = text
-            found.extensions[thing] = extensions[0]
+            kept[kind][thing] = text
     return found
 
 
-def definitions_in(script: str) -> tuple[Words, Words]:
-    """The SQL of each entry, apart from its owner; and the owners."""
+def definitions_in(script: str) -> set[str]:
+    """The names of pg_dump's entries, with their owners and each line of their SQL."""
+    found = set()
     definitions: Words = defaultdict(str)
-    owners = {}
     lines = script.split("\n")
     entries = Reading(io.BytesIO(script.encode("utf-8", "surrogateescape"))).entries
     for entry, following in pairwise(entries):
         if entry.schema:  # it is no header, and no footer
+            found.add(f"{entry.thing}: owner: {entry.owner}")
             sql = "\n".join(lines[entry.line + 2 : following.line - 1])
             # Two entries may have one comment: their names differ by a line feed.
-            definitions[entry.thing] += f"{OWNER_SET.sub('', sql).strip()}\n"
-            owners[entry.thing] = entry.owner
-    return definitions, owners
+            definitions[entry.thing] += re.sub(OWNER_SET, "", sql).strip() + "\n"
+    for thing, sql in definitions.items():
+        digest = hashlib.sha256(sql.encode("utf-8", "surrogateescape")).hexdigest()
+        found |= {thing.replace('"', ""), f"{thing}: SQL with hash {digest[:16]}"}
+        if thing.startswith(WITH_SECRETS):
+            sql = re.sub(LITERAL, "'[REDACTED]'", sql)
+        found |= {f"{thing}: {line.strip(' ,;')}" for line in sql.split("\n")}
+    return found
 
 
 # --- Differences, and the controls ----------------------------------------------------
-# In: the contents of the restored database, and those expected. Out: one sentence for
-# each difference; none means that they are equal. Promised: each run shows that its
+# In: the lines of the restored database, and those expected. Out: one sentence for each
+# that one side lacks; none means that they are equal. Promised: each run shows that its
 # own checks see a change.
 
-# Entries whose SQL may hold a password, and the texts in it.
-WITH_SECRETS = ("server ", "user mapping ", "subscription ", "foreign ")
-LITERAL = re.compile(r"'(?:[^']|'')*'")
+
+def contents_apart(expected: Contents, found: Contents) -> Lines:
+    """How the restored database departs from what was expected."""
+    others = other_extensions(expected, found)
+    # What the source did not have in order may be so now.
+    excused = {f"{name}: in order" for name in expected.reasons}
+    return differences(
+        without(expected.facts | expected.definitions, others),
+        without(found.facts | found.definitions, others) - excused,
+    )
 
 
-def differences(expected: Contents, found: Contents) -> Lines:
-    """How what was found departs from what was expected."""
-    sentences = texts_apart(expected.definitions, found.definitions)
-    if not sentences:  # else a bare name would say less
-        # What no backup carries as it is may differ.
-        carried = {
-            thing: text for thing, text in expected.names.items() if text == IN_ORDER
-        }
-        names = {
-            thing: text
-            for thing, text in found.names.items()
-            if expected.names.get(thing, text) == IN_ORDER
-        }
-        sentences = texts_apart(carried, names)
-    for entry, owner in expected.owners.items():
-        other = found.owners.get(entry, owner)
-        if other != owner:
-            sentences.append(f"{entry}: owner: found {other}, expected {owner}")
-    values = texts_apart(comparable(expected, found), comparable(found, expected))
-    return sentences + values
-
-
-def comparable(contents: Contents, other: Contents) -> Words:
-    """The values that can be compared: another version of an extension has others."""
+def other_extensions(expected: Contents, found: Contents) -> set[str]:
+    """Tables and sequences of extensions that may be of another version here."""
     return {
-        thing: text
-        for thing, text in contents.values.items()
-        if contents.extensions.get(thing) == other.extensions.get(thing)
+        thing
+        for thing in expected.extensions.keys() | found.extensions.keys()
+        if expected.extensions.get(thing) != found.extensions.get(thing)
     }
 
 
-def texts_apart(expected: Words, found: Words) -> Lines:
-    """A sentence for each thing that is missing, unexpected, or has another text."""
+def without(lines: set[str], things: Iterable[str]) -> set[str]:
+    """The lines that are not about these things."""
+    beginnings = tuple(f"{thing}: " for thing in things)
+    return {line for line in lines if not line.startswith(beginnings)}
+
+
+def differences(expected: set[str], found: set[str]) -> Lines:
+    """The lines that one side lacks, but for those about a thing that is lacking."""
+    apart = [(line, "expected") for line in expected - found]
+    apart += [(line, "found") for line in found - expected]
     sentences = []
-    for thing, text in expected.items():
-        if thing not in found:
-            sentences.append(f"{thing}: missing")
-        elif found[thing] != text:
-            sentences.append(f"{thing}: {lines_apart(thing, found[thing], text)}")
-    for thing in found:
-        if thing not in expected:
-            sentences.append(f"{thing}: unexpected")
+    above = ""
+    for line, side in sorted(apart):
+        if not above or not line.startswith(f"{above}: "):
+            sentences.append(f"{side:<9} {line:.200}")
+            above = line
     return sentences
-
-
-def lines_apart(thing: str, found: str, expected: str) -> str:
-    """The first line on each side that the other lacks."""
-    if thing.startswith(WITH_SECRETS):
-        found = LITERAL.sub("'[REDACTED]'", found)
-        expected = LITERAL.sub("'[REDACTED]'", expected)
-    ours = [line.strip(" ,;") for line in found.split("\n")]
-    theirs = [line.strip(" ,;") for line in expected.split("\n")]
-    one = next((line for line in ours if line not in theirs), "nothing")
-    other = next((line for line in theirs if line not in ours), "nothing")
-    if one == other:
-        return "other values, which may be secret, or another order of lines"
-    return f"found {one:.200}, expected {other:.200}"
 
 
 # The smallest tables, by up to 100 rows that hold a value: as they are, and with NULL
@@ -1165,20 +1164,18 @@ UNION ALL (SELECT * FROM picked OFFSET 1))"""
 def require_differences_seen(restored: Database, found: Contents) -> None:
     """Raise NotJudged unless a change of a value, a definition, a name is seen."""
     script = f"{PINNED}{ROWS}{SMALLEST}"
-    some = contents_from(restored.ask(script, origin=f"{SOME_ROWS} AS t"))
-    changed = contents_from(restored.ask(script, origin=f"{CHANGED_ROWS} AS t"))
-    entry = next(iter(found.definitions))
-    definitions = {**found.definitions, entry: "changed"}
-    names = dict(found.names)
-    del names[next(name for name in names if names[name] == IN_ORDER)]
-    changes = {
-        "a definition": (found, replace(found, definitions=definitions)),
-        "a name": (found, replace(found, names=names)),
-    }
-    if any(int(text.split()[0]) for text in some.values.values()):
-        changes["a value"] = (some, changed)  # else all rows are NULL
-    for what, contents in changes.items():
-        if not differences(*contents):
+    some = contents_from(restored.ask(script, origin=f"{SOME_ROWS} AS t")).facts
+    changed = contents_from(restored.ask(script, origin=f"{CHANGED_ROWS} AS t")).facts
+    name = next(line for line in found.facts if line.endswith(": in order"))
+    definition = max(found.definitions)
+    changes = [
+        ("a name", found.facts, found.facts - {name}),
+        ("a definition", found.definitions, found.definitions - {definition}),
+    ]
+    if any(re.search(r": [1-9]\d* rows$", line) for line in some):
+        changes.append(("a value", some, changed))  # else all values are NULL
+    for what, before, after in changes:
+        if not differences(before, after):
             raise NotJudged(f"the drill's own comparison saw no change of {what}")
 
 
@@ -1623,7 +1620,7 @@ def written_backup(source: Database) -> "Backup":
         script = definitions.written()
         contents = contents_from(values_in(facts.written()), script)
     after = source.ask(f"{PINNED}{SEQUENCES}")
-    if not any(thing.startswith("table ") for thing in contents.values):
+    if not counts_of(contents)["tables"]:
         raise NotJudged(f'database "{source.name}" has no table: nothing to prove')
     moved = [state[0] for state in before if state not in after]
     origin = Source(source, contents, script, moved, seconds)
@@ -1918,25 +1915,21 @@ def problems_of_files(backup: Backup) -> Lines:
     return problems
 
 
-def said_by(reading: Reading, roots: Words) -> Words:
+def said_by(reading: Reading, roots: Words) -> set[str]:
     """What a backup says of its tables and sequences, as facts say it."""
     rows = Counter({LARGE_OBJECTS: reading.counted["made"]})
     for table, count in reading.rows.items():
         rows[roots.get(table, table)] += count
-    counts = {table: f"{count} rows" for table, count in rows.items()}
-    return {**counts, **reading.sequences}
+    said = {f"{table}: {count} rows" for table, count in rows.items()}
+    return said | {f"{name}: {value}" for name, value in reading.sequences.items()}
 
 
 def problems_of_source(reading: Reading, source: Source) -> Lines:
     """What the source had and the backup has otherwise: rows, values of sequences."""
-    counts = {
-        thing: text.partition(" with hash")[0]
-        for thing, text in source.contents.values.items()
-    }
+    had = {line for line in source.contents.facts if re.search(SAID, line)}
     said = said_by(reading, source.contents.roots)
-    for sequence in source.moved:  # any value will do
-        said[sequence] = counts[sequence]
-    problems = texts_apart(counts, said)
+    # Of a sequence that moved meanwhile any value will do.
+    problems = differences(without(had, source.moved), without(said, source.moved))
     if problems and source.database.run.options.live:
         problems.append("if a table was truncated beside the dump, run again")
     return problems
@@ -2135,50 +2128,50 @@ def read_back(
 
 def expected_of_source(source: Source, reading: Reading, script: str) -> Contents:
     """What a source leads to expect; the script has the reference's definitions."""
-    definitions, _ = definitions_in(script)
+    contents = source.contents
+    facts = {line for line in contents.facts if not re.search(SAID, line)}
+    refreshed = {
+        line
+        for line in contents.definitions
+        if line.startswith("materialized view data ")  # which no reference has
+    }
     return replace(
-        source.contents,
-        # What the reference lacks, as REFRESH, is expected as the source has it.
-        definitions={**source.contents.definitions, **definitions},
-        values={**source.contents.values, **reading.sequences},
+        contents,
+        facts=facts | said_by(reading, contents.roots),
+        definitions=definitions_in(script) | refreshed,
     )
 
 
 def expected_of_existing(reading: Reading, found: Contents) -> Contents:
     """What an existing backup says of itself; the rest is expected as it was found."""
-    values = said_by(reading, found.roots)
-    for thing, text in found.values.items():
-        count, with_hash, digest = text.partition(" with hash ")
-        if with_hash and not reading.counted["insert"]:  # whose rows are not counted
-            count = "0 rows"
-        values[thing] = values.get(thing, count) + with_hash + digest
-    missing = missing_entries(reading, found)
-    definitions = {**found.definitions, **dict.fromkeys(missing, "")}
-    return replace(found, values=values, definitions=definitions, extensions={})
-
-
-def missing_entries(reading: Reading, found: Contents) -> Lines:
-    """The entries of a backup that its restored database lacks."""
-    if reading.versions[0] < OLDEST_NAMES:
-        return []
-    # A backup may have quotes around all names, or around none.
-    known = {entry.replace('"', "") for entry in found.definitions}
-    missing = []
+    if reading.told[BEHIND]:  # which may have changed all of it
+        return found
+    said = said_by(reading, found.roots)
+    things = {line.rpartition(": ")[0] for line in said}
+    facts = set(said)
+    for line in found.facts:
+        thing, _, text = line.rpartition(": ")
+        if text.endswith(" rows") and not reading.counted["insert"]:
+            line = f"{thing}: 0 rows"  # those of an INSERT are not counted
+        if thing not in things or not re.search(SAID, line):
+            facts.add(line)
+    entries = set()
     for entry in reading.entries:
         thing = entry.thing.replace('"', "")
-        if entry.schema and thing not in known and not re.match(UNMATCHED, thing):
-            missing.append(entry.thing)
-    return missing
+        if entry.schema and not re.match(UNMATCHED, thing):
+            entries.add(thing)
+    if reading.versions[0] < OLDEST_NAMES:
+        entries = set()
+    definitions = found.definitions | entries
+    return replace(found, facts=facts, definitions=definitions, extensions={})
 
 
 def not_compared(
     backup: Backup, reading: Reading, expected: Contents, found: Contents
 ) -> Words:
     """What is not compared, and why."""
-    reasons = {
-        name: reason for name, reason in expected.names.items() if reason != IN_ORDER
-    }
-    for thing in expected.values.keys() - comparable(expected, found).keys():
+    reasons = dict(expected.reasons)
+    for thing in other_extensions(expected, found):
         reasons[thing] = "an extension's, which may be of another version here"
     if backup.source:
         reasons.update(dict.fromkeys(backup.source.moved, "it moved meanwhile"))
@@ -2188,18 +2181,17 @@ def not_compared(
             what = entry.thing if entry.kind else "what --clean drops"
             reasons[what] = "not loaded: it is about the server, or not there"
     for name in reading.named("TABLE") - reading.named("TABLE DATA"):
-        table = f"table {name}"
-        if table in found.values and table not in found.roots.values():
-            reasons[table] = "the backup holds no data of it"
-    reasons["values and definitions"] = "an existing backup has no source"
-    if reading.counted["insert"]:
-        reasons["numbers of rows"] = "the backup holds them as INSERT"
-    if reading.versions[0] < OLDEST_NAMES:
-        reasons["names of objects"] = f"pg_dump before {OLDEST_NAMES} wrote them"
-    if reading.told["row_security"]:
-        reasons["rows that the role may not see"] = "pg_dump --enable-row-security"
-    if reading.told[BEHIND]:
-        reasons["SQL behind the end"] = "it is none of pg_dump's"
+        if f"table {name}: 0 rows" in found.facts:
+            reasons[f"table {name}"] = "the backup holds no data of it"
+    for is_so, what, reason in [
+        (True, "values and definitions", "an existing backup has no source"),
+        (reading.counted["insert"], "numbers of rows", "the backup has INSERTs"),
+        (reading.versions[0] < OLDEST_NAMES, "names", "an old pg_dump wrote them"),
+        (reading.told["row_security"], "all rows", "pg_dump --enable-row-security"),
+        (reading.told[BEHIND], "all else", "SQL behind the end may have changed it"),
+    ]:
+        if is_so:
+            reasons[what] = reason
     return reasons
 
 
@@ -2712,13 +2704,14 @@ class Evidence:
 
 def counts_of(contents: Contents) -> dict[str, int]:
     """How many tables, rows and objects a database holds."""
-    counts = [
-        int(text.split()[0])
-        for thing, text in contents.values.items()
-        if thing.startswith("table ")
-    ]
-    objects = len(contents.definitions)
-    return {"tables": len(counts), "rows": sum(counts), "objects": objects}
+    told = "\n".join(contents.facts | contents.definitions)
+    counts = re.findall(r"(?m)^table .*: (\d+) rows$", told)
+    objects = re.findall(r"(?m): SQL with hash \w+$", told)
+    return {
+        "tables": len(counts),
+        "rows": sum(map(int, counts)),
+        "objects": len(objects),
+    }
 
 
 def shown_fault(error: BaseException) -> BaseException:
