@@ -176,7 +176,7 @@ class Drill:
             server = introduced(*self.starting)
         self.evidence.facts.update(
             server=server.version,
-            private=server.private,
+            server_is="private" if server.private else "the one of the settings",
             programs=server.programs.version,
         )
         return server
@@ -1189,6 +1189,7 @@ DASH, LINE_FEED = b"-\n"
 END_OF_DATA = b"\\.\n"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # which psql skips
 BEHIND = "behind the end"  # the kind of what stands behind a footer
+SQL_LINE = rb"(?!--|\\)\s*\S"  # INSERT INTO ..., but no comment, and no \unrestrict
 ZEROS = "zero bytes, which no text of PostgreSQL's has"
 # Causes of damage, which hide the problems that follow from them.
 AS_TEXT = (
@@ -1309,10 +1310,10 @@ class Reading:
 
     def take(self, line: bytes, before: bytes) -> None:
         """Note what a line tells, and read on to the end of what it begins."""
+        if self.entry.kind == BEHIND and re.match(SQL_LINE, line):
+            self.told[BEHIND].add("SQL")
         match = TELLS.match(line)
         if not match:
-            if self.entry.kind == BEHIND and line[:2] != b"--" and line.strip():
-                self.told[BEHIND].add("SQL")
             return
         what = match.lastgroup.rstrip("1234")
         kind = self.entry.kind
@@ -2571,7 +2572,7 @@ def starting_server(project: Project, major: int) -> Iterator[tuple[Database, Pr
 
 FACTS = """
 version verdict acts started finished source database backup_written seconds_to_back_up
-seconds_to_restore max_age_seconds max_restore_seconds server private programs format
+seconds_to_restore max_age_seconds max_restore_seconds server server_is programs format
 bytes sha256 tables rows objects pending_migrations not_compared
 """
 # Of each label the first line is shown whose facts are all known.
@@ -2587,7 +2588,10 @@ LINES = (
     ),
     ("time", "{seconds_to_restore:.2f} s to restore"),
     ("time", "{seconds_to_back_up:.2f} s to back up"),
-    ("server", "PostgreSQL {server}; pg_dump, psql, pg_restore {programs}"),
+    (
+        "server",
+        "PostgreSQL {server}, {server_is}; pg_dump, psql, pg_restore {programs}",
+    ),
 )
 NEVER_COMPARED = (
     "roles and their passwords",
@@ -2799,7 +2803,9 @@ def parsed(argv: Lines) -> tuple[Options, Lines]:
         default=1,
         help="parallel workers, where the format has them",
     )
-    source.add_argument("--live", action="store_true", help="...")
+    source.add_argument(
+        "--live", action="store_true", help="back up the configured database"
+    )
     source.add_argument("--backup", type=file_path, help="restore one that exists")
     add(
         "--max-age",
