@@ -67,6 +67,7 @@ from contextlib import (
 )
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from fnmatch import fnmatchcase
 from functools import cached_property, partial
 from itertools import pairwise
 from os import environ
@@ -76,13 +77,14 @@ from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
 from threading import Timer
 from time import monotonic
 from typing import IO, Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 __unittest = True  # unittest then shows our sentences without the frames of this file
 log = logging.getLogger("backup_drill")
 Options = argparse.Namespace  # of the command line, whose parser is the last room
 Words = dict[str, str]
 Lines = list[str]
+Things = frozenset[str]
 Command = tuple[str, ...]
 File = IO[bytes]
 Context = AbstractContextManager[Any]
@@ -99,6 +101,10 @@ class NotJudged(Exception):
 
     def __str__(self) -> str:
         return "\n  ".join(str(line) for line in self.args if line)
+
+
+class NotReadable(NotJudged):
+    """The backup is none that pg_dump wrote, or is packed or encrypted."""
 
 
 # --- The story ------------------------------------------------------------------------
@@ -186,18 +192,18 @@ class Drill:
         """The backup: one that exists, or a new one of the source."""
         facts = self.evidence.facts
         if self.options.live:
-            backup = written_backup(self.configured)
+            backup = new_backup(self.configured, self.project)
         elif self.options.rehearsal:
             backup = rehearsed_backup(self.server, self.project)
         else:
-            backup, major = adopted_backup(self.options.backup, self.run)
+            backup = adopted_backup(self.options.backup, self.run)
             facts["backup_written"] = in_utc(backup.written)
             if self.options.private:
-                self.begin_private_server(major)
+                self.begin_private_server(backup.major)
         if backup.source:
             facts["seconds_to_back_up"] = round(backup.source.seconds, 3)
         facts["format"] = backup.format.name
-        facts["bytes"] = size_of(backup.path)
+        facts["bytes"] = size_of(backup.original)
         return backup
 
     @cached_property
@@ -207,7 +213,9 @@ class Drill:
         server = self.configured
         if self.options.private:
             server, _ = self.starting
-        reading, self.evidence.facts["sha256"] = validated_reading(backup, server)
+        facts = self.evidence.facts
+        reading, sha256 = validated_reading(backup, server, facts["accepted"])
+        facts["sha256"] = sha256
         return reading
 
     def restore(self) -> None:
@@ -217,24 +225,32 @@ class Drill:
         reading = self.reading
         server = self.server
         if server.private:
-            provide_globals(server, reading)
-        restored = made_database(server, "restored", backup)
-        if reading.told["public"]:  # as after pg_dump --schema public
-            restored.ask("DROP SCHEMA public;")
+            user = self.project.words.get("user", "postgres")
+            provide_globals(server, reading, user)
+        name = ""
+        if self.options.restore_command and backup.source:
+            name = backup.source.database.name  # where pg_restore --create goes
+        restored = made_database(server, "restored", backup, name)
         reference = None
         if backup.source:
             reference = made_database(server, "reference", restored)
-        seconds = load_backup(backup, reading, restored, reference)
+        if self.options.restore_command:
+            seconds = load_by_command(backup, restored, reference, self.project)
+        else:
+            seconds = load_backup(backup, reading, restored, reference)
         facts["seconds_to_restore"] = round(seconds, 3)
         found, script, plan = read_back(restored, reference, self.project)
         if backup.source:
             fact = "the restored database differs from its source"
-            expected = expected_of_source(backup.source, reading, script)
+            expected = expected_of_source(backup.source, script)
         else:
             fact = "the restored database differs from what the backup says itself"
-            expected = expected_of_existing(reading, found)
+            expected = expected_of_existing(backup, reading, found)
         facts["not_compared"].update(not_compared(backup, reading, expected, found))
-        refuse(fact, contents_apart(expected, found))
+        apart = unaccepted(contents_apart(expected, found), facts["accepted"])
+        if not expected.definitions & found.definitions:
+            fact += f"\n  {ELSEWHERE}"
+        refuse(fact, apart)
         facts.update(counts_of(expected))
         facts["pending_migrations"] = re.findall(r"(?m)^\[ \] +(\S+)", plan)
         if self.options.rehearsal:
@@ -243,6 +259,9 @@ class Drill:
         with step("make differences, and see them"):
             require_differences_seen(restored, found)
         refuse("the restore took too long", exceeded(seconds, self.options.max_restore))
+        refuse("a check failed", failed_checks(restored, facts["checks"]))
+        failed = failed_commands(restored, self.project, facts["checks"])
+        refuse("a management command failed", failed)
 
 
 # --- Programs -------------------------------------------------------------------------
@@ -332,7 +351,6 @@ def guarded(folder: Path) -> Iterator[int]:
     try:
         yield guard.pid
     finally:
-        ignore_endings()
         guard.stdin.close()
         guard.send_signal(signal.SIGCONT)  # somebody may have stopped it
         try:
@@ -352,7 +370,10 @@ def started_run(options: Options) -> Iterator["Run"]:
     folder = parent / f"{MARK}{os.urandom(8).hex()}"
     folder.mkdir(mode=0o700)
     with guarded(folder) as group:
-        yield Run(options, folder, group)
+        try:
+            yield Run(options, folder, group)
+        finally:
+            ignore_endings()
 
 
 @dataclass(frozen=True)
@@ -661,15 +682,15 @@ def hint_for(words: str) -> str:
     return next((HINTS[each] for each in HINTS if re.search(each, words)), "")
 
 
-def refuse(fact: str, sentences: Lines) -> None:
+def refuse(fact: str, sentences: Iterable[object]) -> None:
     """Fail with the fact and the sentences, unless there are none."""
     if sentences:
         raise BackupIsBad(f"{fact}\n{indented(sentences)}")
 
 
-def indented(lines: Lines, most: int = 20) -> str:
+def indented(lines: Iterable[object], most: int = 20) -> str:
     """The first lines, indented by two blanks, and how many more there are."""
-    shown = lines[:most]
+    shown = list(lines)[:most]
     if len(lines) > most:
         shown.append(f"... and {len(lines) - most} more")
     return "\n".join(f"  {line}" for line in shown)
@@ -839,12 +860,15 @@ def drop_databases(server: Database, purpose: str = "") -> None:
         log.warning("%s: %s", fate, name)
 
 
-def made_database(server: Database, purpose: str, like: Any) -> Database:
+def made_database(
+    server: Database, purpose: str, like: Any, name: str = ""
+) -> Database:
     """An empty scratch database with the encoding and the locale of what it is like.
 
     A locale that is missing is replaced by the server's, unless --strict is given.
     """
-    name = f"{server.run.folder.name}_{purpose}"
+    if name in ("", "postgres", "template1"):  # a new server has those
+        name = f"{server.run.folder.name}_{purpose}"
     locale = like.locale or f"ENCODING '{like.encoding}'"
     with step(f"make {name}"):
         (is_missing,) = server.ask(
@@ -879,6 +903,8 @@ class Contents:
     reasons: Words  # object -> why no backup carries it as it is
     extensions: Words  # table or sequence -> the extension that it belongs to
     roots: Words  # partition -> the table at the top, where its rows are counted
+    moved: Things = frozenset()  # whose facts changed meanwhile: not compared
+    altered: Things = frozenset()  # and whose definitions did
 
 
 # How to make all objects, without their rows, as PostgreSQL itself tells it.
@@ -1066,6 +1092,17 @@ def facts_of(database: Database, snapshot: str = "") -> Context:
     return database.psql(script, origin=WHOLE_TABLE)
 
 
+def read_contents(database: Database) -> tuple[Contents, str]:
+    """The contents of a database, and its definitions as SQL."""
+    with (
+        facts_of(database) as facts,
+        database.started(*DEFINITIONS) as definitions,
+    ):
+        wait_for(facts, definitions)
+        script = definitions.written()
+        return contents_from(values_in(facts.written()), script), script
+
+
 def contents_from(facts: list[Any], script: str = "") -> Contents:
     """The contents that psql's facts and pg_dump's definitions tell."""
     found = Contents(set(), definitions_in(script), {}, {}, {})
@@ -1109,43 +1146,63 @@ def definitions_in(script: str) -> set[str]:
 # own checks see a change.
 
 
-def contents_apart(expected: Contents, found: Contents) -> Lines:
+@dataclass(frozen=True, order=True)
+class Difference:
+    """A line that one side lacks."""
+
+    line: str  # table public.film: 1000 rows
+    side: str  # which has it: expected, found
+
+    def __str__(self) -> str:
+        return f"{self.side:<9} {self.line:.200}"
+
+
+def contents_apart(expected: Contents, found: Contents) -> list[Difference]:
     """How the restored database departs from what was expected."""
-    others = other_extensions(expected, found)
+    moved = expected.moved | other_extensions(expected, found)
     # What the source did not have in order may be so now.
     excused = {f"{name}: in order" for name in expected.reasons}
     return differences(
-        without(expected.facts | expected.definitions, others),
-        without(found.facts | found.definitions, others) - excused,
+        without(expected.facts, moved)
+        | without(expected.definitions, expected.altered),
+        without(found.facts - excused, moved)
+        | without(found.definitions, expected.altered),
     )
 
 
-def other_extensions(expected: Contents, found: Contents) -> set[str]:
+def other_extensions(expected: Contents, found: Contents) -> Things:
     """Tables and sequences of extensions that may be of another version here."""
-    return {
-        thing
-        for thing in expected.extensions.keys() | found.extensions.keys()
-        if expected.extensions.get(thing) != found.extensions.get(thing)
-    }
+    apart = expected.extensions.items() ^ found.extensions.items()
+    return frozenset(thing for thing, _ in apart)
 
 
-def without(lines: set[str], things: Iterable[str]) -> set[str]:
+def without(lines: set[str], things: Things) -> set[str]:
     """The lines that are not about these things."""
     beginnings = tuple(f"{thing}: " for thing in things)
-    return {line for line in lines if not line.startswith(beginnings)}
+    return {line for line in lines - things if not line.startswith(beginnings)}
 
 
-def differences(expected: set[str], found: set[str]) -> Lines:
+def differences(expected: set[str], found: set[str]) -> list[Difference]:
     """The lines that one side lacks, but for those about a thing that is lacking."""
-    apart = [(line, "expected") for line in expected - found]
-    apart += [(line, "found") for line in found - expected]
-    sentences = []
-    above = ""
-    for line, side in sorted(apart):
-        if not above or not line.startswith(f"{above}: "):
-            sentences.append(f"{side:<9} {line:.200}")
-            above = line
-    return sentences
+    apart = [Difference(line, "expected") for line in expected - found]
+    apart += [Difference(line, "found") for line in found - expected]
+    told: list[Difference] = []
+    for difference in sorted(apart):
+        if not told or not difference.line.startswith(f"{told[-1].line}: "):
+            told.append(difference)
+    return told
+
+
+def unaccepted(apart: list[Difference], accepted: dict[str, Lines]) -> list[Difference]:
+    """The differences that fit none of the patterns; the others are noted there."""
+    rest = []
+    for difference in apart:
+        fitting = [each for each in accepted if fnmatchcase(difference.line, each)]
+        for pattern in fitting[:1]:
+            accepted[pattern].append(str(difference))
+        if not fitting:
+            rest.append(difference)
+    return rest
 
 
 # The smallest tables, by up to 100 rows that hold a value: as they are, and with NULL
@@ -1575,7 +1632,6 @@ class Source:
     database: Database
     contents: Contents
     script: str = field(repr=False)  # its definitions, as SQL
-    moved: Lines  # sequences, which no snapshot covers
     seconds: float  # that the backup took
 
 
@@ -1589,13 +1645,24 @@ def rehearsed_backup(server: Database, project: "Project") -> "Backup":
         sample = SAMPLE.encode("ascii", "replace").decode()
     with step("load the sample"):
         output_of(source.psql(sample))
-    backup = written_backup(source)
+    backup = new_backup(source, project)
     drop_databases(server, "source")
     return backup
 
 
+def new_backup(source: Database, project: "Project") -> "Backup":
+    """A backup of a database, by the team's own command if there is one."""
+    if source.run.options.backup_command:
+        backup = commanded_backup(source, project)
+    else:
+        backup = written_backup(source)
+    if not counts_of(backup.source.contents)["tables"]:
+        raise NotJudged(f'database "{source.name}" has no table: nothing to prove')
+    return backup
+
+
 def written_backup(source: Database) -> "Backup":
-    """A new backup, and what its source held in the same snapshot."""
+    """A backup by pg_dump, and what its source held in the same snapshot."""
     run = source.run
     form = run.options.format
     path = run.folder / f"backup.{form}"
@@ -1620,13 +1687,53 @@ def written_backup(source: Database) -> "Backup":
         wait_for(definitions, facts)
         script = definitions.written()
         contents = contents_from(values_in(facts.written()), script)
-    after = source.ask(f"{PINNED}{SEQUENCES}")
-    if not counts_of(contents)["tables"]:
-        raise NotJudged(f'database "{source.name}" has no table: nothing to prove')
-    moved = [state[0] for state in before if state not in after]
-    origin = Source(source, contents, script, moved, seconds)
-    locale = (source.locale, source.encoding)
-    return Backup(path, FORMATS[form], sha256, time.time(), origin, *locale)
+    after = source.ask(f"{PINNED}{SEQUENCES}")  # which no snapshot covers
+    moved = frozenset(state[1] for state in before if state not in after)
+    return Backup(
+        path,
+        FORMATS[form],
+        sha256,
+        written=time.time(),
+        major=source.major,
+        source=Source(source, replace(contents, moved=moved), script, seconds),
+        locale=source.locale,
+        encoding=source.encoding,
+    )
+
+
+def commanded_backup(source: Database, project: "Project") -> "Backup":
+    """A backup by the team's command, and what its source held before and behind it."""
+    run = source.run
+    path = run.folder / "backup"
+    with step("read the source"):
+        before, _ = read_contents(source)
+    began = monotonic()
+    environment = command_environment(source, project, path)
+    run_command(run, "backup command", run.options.backup_command, environment)
+    seconds = monotonic() - began
+    with step("read the source again"):
+        after, script = read_contents(source)
+    if not size_of(path):
+        raise BackupIsBad("the backup command wrote nothing to $BACKUP_FILE")
+    backup = adopted_backup(path, run)
+    contents = replace(
+        after,
+        moved=things_apart(before.facts, after.facts),
+        altered=things_apart(before.definitions, after.definitions),
+    )
+    return replace(
+        backup,
+        sha256=backup.sha256 or output_of(hashing(path, run)).strip(),
+        source=Source(source, contents, script, seconds),
+        locale=source.locale,
+        encoding=source.encoding,
+    )
+
+
+def things_apart(before: set[str], after: set[str]) -> Things:
+    """What has changed."""
+    apart = differences(before, after)
+    return frozenset(difference.line.partition(": ")[0] for difference in apart)
 
 
 # The SHA-256 of the files that stdin names, one after the other.
@@ -1670,6 +1777,7 @@ class Format:
     good: tuple[int, ...] = (0,)  # exit statuses of the command
 
 
+UNREAD = Format("a format of the command's own, which was not read", rb"(?!)")
 KNOWN_FORMATS = (
     Format("custom", rb"PGDMP", PG_RESTORE),
     Format("tar", rb"toc\.dat\0", PG_RESTORE),
@@ -1721,9 +1829,16 @@ class Backup:
     format: Format
     sha256: str  # that was recorded for it, or ""
     written: float  # seconds since 1970
+    major: int = 0  # the version of PostgreSQL that wrote it, 0 where it is not known
     source: Source | None = None  # of a backup that this run has made
+    encrypted: Path | None = None  # the file that it was decrypted from
     locale: str = ""  # of its source, as clauses of CREATE DATABASE, where it is known
     encoding: str = "UTF8"  # of a database for it
+
+    @property
+    def original(self) -> Path:
+        """The file or folder as it was found."""
+        return self.encrypted or self.path
 
     def reader(self, run: Run, programs: "Programs", *options: str) -> Context:
         """The program that makes SQL of it, in a pipe."""
@@ -1748,7 +1863,10 @@ def members_of(path: Path) -> list[Path]:
     """The files of a backup; other files in the folder of one do not count."""
     if not path.is_dir():
         return [path]
-    return sorted(file for file in path.iterdir() if MEMBER.fullmatch(file.name))
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    if (path / "toc.dat").is_file():
+        files = [file for file in files if MEMBER.fullmatch(file.name)]
+    return files
 
 
 def size_of(path: Path) -> int:
@@ -1756,59 +1874,91 @@ def size_of(path: Path) -> int:
     return sum(file.stat().st_size for file in members_of(path) if file.exists())
 
 
-def adopted_backup(path: Path, run: Run) -> tuple[Backup, int]:
-    """A backup that was there before this run, and the major version that wrote it."""
+def adopted_backup(path: Path, run: Run) -> Backup:
+    """A backup that another program has made."""
     programs = found_programs(run, NEWEST, CLIENTS)
-    form = format_of(path)
-    written = max(file.stat().st_mtime for file in members_of(path))
-    backup = Backup(path, form, recorded_sha256(path), written)
-    options = ["--create"] if form.command == PG_RESTORE else []  # tells the locale
+    # An empty folder has no time.
+    written = max((file.stat().st_mtime for file in members_of(path)), default=0)
+    backup = Backup(path, UNREAD, recorded_sha256(path), written)
+    if run.options.decrypt:
+        backup = replace(backup, path=decrypted(path, run), encrypted=path)
+    try:
+        return readable_backup(backup, run, programs)
+    except NotReadable:
+        if run.options.restore_command:
+            return backup
+        raise
+
+
+def decrypted(path: Path, run: Run) -> Path:
+    """The backup that the user's command makes of a file."""
+    target = run.folder / "decrypted"
+    target.touch(mode=0o600)
+    with path.open("rb") as encrypted, target.open("wb") as file:
+        streams = {"stdin": encrypted, "stdout": file}
+        command = run.options.decrypt
+        run_command(run, "decrypt command", command, environ, NotJudged, **streams)
+    return target
+
+
+def readable_backup(found: Backup, run: Run, programs: "Programs") -> Backup:
+    """The backup with what its beginning tells. Raises NotReadable for all else."""
+    backup = replace(found, format=format_of(found.path))
+    options = []
+    if backup.format.command == PG_RESTORE:
+        options.append("--create")  # which tells the locale
     beginning = backup.beginning(run, programs, *options)
     announced = Reading(io.BytesIO(beginning))
+    written = backup.written
     if options:
         written = time_of_archive(backup, run, programs)
     else:
-        require_sql(path, beginning, announced)
+        require_sql(backup.path, beginning, announced)
     locale = "".join(announced.told["locale"])
     encoding = re.search(r"ENCODING = '(\w+)'|$", locale)[1] or "UTF8"
     if "SQL_ASCII" in announced.told["encoding"]:
         encoding = "SQL_ASCII"
-    backup = replace(backup, written=written, locale=locale, encoding=encoding)
-    return backup, announced.versions[-1]
+    return replace(
+        backup,
+        written=written,
+        major=announced.versions[-1],
+        locale=locale,
+        encoding=encoding,
+    )
 
 
 def format_of(path: Path) -> Format:
-    """The format of a file, by its content. Raises NotJudged for what is no backup."""
+    """The format of a file, by its content. Raises NotReadable for all else."""
     if (path / "toc.dat").is_file():
         return FORMATS["directory"]
     if path.is_dir():
         names = ", ".join(sorted(file.name for file in path.iterdir())[:5])
         fact = f"{path} is a folder, but no backup: it has no toc.dat"
-        raise NotJudged(fact, f"name one of these: {names}")
+        raise NotReadable(fact, f"name one of these: {names}")
     with path.open("rb") as file:
         return readable_format(file.read(1024), path)
 
 
 def readable_format(head: bytes, path: Path) -> Format:
-    """The format of what begins so. Raises NotJudged for what has no command."""
+    """The format of what begins so. Raises NotReadable for what has no command."""
     found = next(known for known in KNOWN_FORMATS if re.match(known.begins, head))
     if not found.command:
-        raise NotJudged(f"{path} is {found.name}", found.hint)
+        raise NotReadable(f"{path} is {found.name}", found.hint)
     return found
 
 
 def require_sql(path: Path, beginning: bytes, announced: Reading) -> None:
-    """Raise NotJudged where what is read is no SQL of pg_dump's."""
+    """Raise NotReadable where what is read is no SQL of pg_dump's."""
     inside = readable_format(beginning[:1024], path)
     if inside.name != "plain":
-        raise NotJudged(f"{path} is packed twice: {inside.name} lies in it", UNPACK)
+        raise NotReadable(f"{path} is packed twice: {inside.name} lies in it", UNPACK)
     if announced.told["cluster"]:
         hint = "dump each database by pg_dump"
-        raise NotJudged(f"{path} is a dump of a whole server, by pg_dumpall", hint)
+        raise NotReadable(f"{path} is a dump of a whole server, by pg_dumpall", hint)
     is_damaged = not beginning.strip(b"\0") or announced.told["utf_16"]
     if len(announced.entries) == 1 and not is_damaged:  # that of the reader's own
         shown = SHOWN.match(beginning)[0].decode()
-        raise NotJudged(f"{path} is no backup of pg_dump's", shown, "name the backup")
+        raise NotReadable(f"{path} is no backup of pg_dump's", shown, "name the backup")
 
 
 def problems_of(reader: Program) -> Lines:
@@ -1855,12 +2005,16 @@ def recorded_sha256(path: Path) -> str:
 # end, hashed, and compared with its source; all that is wrong with it is listed.
 
 
-def validated_reading(backup: Backup, server: Database) -> tuple[Reading, str]:
+def validated_reading(
+    backup: Backup, server: Database, accepted: dict[str, Lines] | None = None
+) -> tuple[Reading, str]:
     """What a backup says, and its SHA-256. Raises BackupIsBad for damage."""
     run = server.run
+    if backup.format == UNREAD:
+        return unread_reading(backup, run)
     with (
         step("read the backup"),
-        hashing(backup.path, run) as hasher,
+        hashing(backup.original, run) as hasher,
         backup.reader(run, server.programs) as program,
     ):
         with program.limited():
@@ -1869,7 +2023,7 @@ def validated_reading(backup: Backup, server: Database) -> tuple[Reading, str]:
         hasher.wait()
         sha256 = hasher.written().strip()
     if backup.source:
-        problems += problems_of_source(reading, backup.source)
+        problems += problems_of_source(reading, backup.source, accepted or {})
     elif size_of(backup.path) == 0:
         problems = ["it is empty"]
     elif not problems and not reading.named("TABLE", "TABLE DATA"):
@@ -1884,6 +2038,19 @@ def validated_reading(backup: Backup, server: Database) -> tuple[Reading, str]:
     refuse("the backup is too old", exceeded(age, run.options.max_age))
     require_damage_seen(backup, server)
     return reading, sha256
+
+
+def unread_reading(backup: Backup, run: Run) -> tuple[Reading, str]:
+    """What the source says, and the SHA-256, of a backup that its command alone reads."""
+    script = ""
+    if backup.source:
+        script = backup.source.script
+    if not size_of(backup.path):
+        raise BackupIsBad("the backup is damaged\n  it is empty")
+    sha256 = output_of(hashing(backup.original, run)).strip()
+    if backup.sha256:
+        refuse("the backup is damaged", problems_of_checksum(sha256, backup.sha256))
+    return Reading(io.BytesIO(script.encode("utf-8", "surrogateescape"))), sha256
 
 
 def problems_of_checksum(found: str, expected: str) -> Lines:
@@ -1925,12 +2092,20 @@ def said_by(reading: Reading, roots: Words) -> set[str]:
     return said | {f"{name}: {value}" for name, value in reading.sequences.items()}
 
 
-def problems_of_source(reading: Reading, source: Source) -> Lines:
+def problems_of_source(
+    reading: Reading, source: Source, accepted: dict[str, Lines]
+) -> Lines:
     """What the source had and the backup has otherwise: rows, values of sequences."""
     had = {line for line in source.contents.facts if re.search(SAID, line)}
     said = said_by(reading, source.contents.roots)
-    # Of a sequence that moved meanwhile any value will do.
-    problems = differences(without(had, source.moved), without(said, source.moved))
+    if reading.counted["insert"]:  # whose rows are not counted
+        had = {line for line in had if not line.endswith(" rows")}
+        said = {line for line in said if not line.endswith(" rows")}
+    moved = source.contents.moved
+    apart = differences(without(had, moved), without(said, moved))
+    problems = [str(difference) for difference in unaccepted(apart, accepted)]
+    if problems and not had & said:
+        problems.append(ELSEWHERE)
     if problems and source.database.run.options.live:
         problems.append("if a table was truncated beside the dump, run again")
     return problems
@@ -1997,7 +2172,7 @@ def require_damage_seen(backup: Backup, server: Database) -> None:
 
 # Superusers: only such a role owns an event trigger, and any may be read for a view.
 GLOBALS = r"""
-SELECT DISTINCT format('CREATE ROLE %I SUPERUSER', name)
+SELECT DISTINCT format('CREATE ROLE %I SUPERUSER LOGIN', name)
   FROM json_array_elements_text(:'roles') AS told,
        regexp_split_to_table(told, ', ') AS identifier,
        unnest(parse_ident(identifier)) AS name
@@ -2007,6 +2182,13 @@ SELECT DISTINCT format('CREATE TABLESPACE %I LOCATION ''''', name)
   FROM json_array_elements_text(:'tablespaces') AS told,
        unnest(parse_ident(told)) AS name
  WHERE name NOT IN (SELECT spcname FROM pg_tablespace) \gexec
+"""
+EXISTS = "SELECT to_json(count(*) = 1) FROM pg_database WHERE datname = :'name';"
+# An answer of true alone passes. The line feed ends a comment in the check.
+CHECK = r"""
+BEGIN READ ONLY;
+SELECT format(E'SELECT json_agg(a) FROM (SELECT * FROM (%s\n) AS q (a) LIMIT 2) AS c',
+              :'check') \gexec
 """
 # -- Name: tally; Type: MATERIALIZED VIEW DATA; ... needs rows, which no reference has
 REFRESH = re.compile(r"(; Type: MATERIALIZED VIEW DATA; .*\n--\n\n)REFRESH .*")
@@ -2022,11 +2204,11 @@ UNMATCHED = (
 OLDEST_NAMES = 10  # the version from which on names of entries are as today
 
 
-def provide_globals(server: Database, reading: Reading) -> None:
-    """Make the roles and the tablespaces that the backup names."""
-    roles = json.dumps(sorted(reading.told["role"]))
+def provide_globals(server: Database, reading: Reading, user: str) -> None:
+    """Make the roles and the tablespaces that the backup names, and the user."""
+    roles = {*reading.told["role"], identifier(user)}
     tablespaces = json.dumps(sorted(reading.told["tablespace"]))
-    server.ask(GLOBALS, roles=roles, tablespaces=tablespaces)
+    server.ask(GLOBALS, roles=json.dumps(sorted(roles)), tablespaces=tablespaces)
 
 
 def load_backup(
@@ -2035,6 +2217,8 @@ def load_backup(
     """The seconds that the backup took to load; the reference is loaded beside it."""
     run = restored.run
     jobs = run.options.jobs
+    if reading.told["public"]:  # as after pg_dump --schema public
+        restored.ask("DROP SCHEMA public;")
     with step("load the backup"), ExitStack() as stack:
         began = monotonic()
         readers = []
@@ -2054,9 +2238,7 @@ def load_backup(
             load = stack.enter_context(psql)
         beside = []
         if reference:
-            # Not in one transaction: two with 1,000 tables exhaust the table of locks.
-            script = REFRESH.sub(r"\1", backup.source.script)
-            beside.append(stack.enter_context(reference.psql(script)))
+            beside.append(stack.enter_context(loading(reference, backup.source)))
         try:
             load.wait()
         except ProgramFailed as failure:
@@ -2064,6 +2246,36 @@ def load_backup(
         wait_for(*readers)
         seconds = monotonic() - began
         wait_for(*beside)
+    return seconds
+
+
+def loading(reference: Database, source: Source) -> Context:
+    """psql, which makes the source's definitions in the reference."""
+    # Not in one transaction: two with 1,000 tables exhaust the table of locks.
+    return reference.psql(REFRESH.sub(r"\1", source.script))
+
+
+def load_by_command(
+    backup: Backup,
+    restored: Database,
+    reference: Database | None,
+    project: "Project",
+) -> float:
+    """The seconds that the team's own command took to load the backup."""
+    run = restored.run
+    failed = NotJudged  # nobody knows what a backup needs that was there before
+    if backup.source:
+        failed = BackupIsBad
+    began = monotonic()
+    environment = command_environment(restored, project, backup.path)
+    command = run.options.restore_command
+    run_command(run, "restore command", command, environment, failed)
+    seconds = monotonic() - began
+    if reference:
+        output_of(loading(reference, backup.source))
+    server = replace(restored, name="postgres")
+    if server.ask(EXISTS, name=restored.name) != [True]:
+        raise BackupIsBad(f"the restore command left no database {restored.name}")
     return seconds
 
 
@@ -2127,25 +2339,20 @@ def read_back(
         return found, programs[-1].written(), plan
 
 
-def expected_of_source(source: Source, reading: Reading, script: str) -> Contents:
+def expected_of_source(source: Source, script: str) -> Contents:
     """What a source leads to expect; the script has the reference's definitions."""
-    contents = source.contents
-    facts = {line for line in contents.facts if not re.search(SAID, line)}
     refreshed = {
         line
-        for line in contents.definitions
+        for line in source.contents.definitions
         if line.startswith("materialized view data ")  # which no reference has
     }
-    return replace(
-        contents,
-        facts=facts | said_by(reading, contents.roots),
-        definitions=definitions_in(script) | refreshed,
-    )
+    definitions = definitions_in(script) | refreshed
+    return replace(source.contents, definitions=definitions)
 
 
-def expected_of_existing(reading: Reading, found: Contents) -> Contents:
+def expected_of_existing(backup: Backup, reading: Reading, found: Contents) -> Contents:
     """What an existing backup says of itself; the rest is expected as it was found."""
-    if reading.told[BEHIND]:  # which may have changed all of it
+    if backup.format == UNREAD or reading.told[BEHIND]:  # which may have changed all
         return found
     said = said_by(reading, found.roots)
     things = {line.rpartition(": ")[0] for line in said}
@@ -2175,7 +2382,8 @@ def not_compared(
     for thing in other_extensions(expected, found):
         reasons[thing] = "an extension's, which may be of another version here"
     if backup.source:
-        reasons.update(dict.fromkeys(backup.source.moved, "it moved meanwhile"))
+        changed = sorted(expected.moved | expected.altered)
+        reasons.update(dict.fromkeys(changed, "it changed meanwhile"))
         return reasons
     for entry in reading.entries:
         if entry.line in reading.left_out:
@@ -2194,6 +2402,38 @@ def not_compared(
         if is_so:
             reasons[what] = reason
     return reasons
+
+
+def failed_checks(restored: Database, verdicts: Words) -> Lines:
+    """Which of the user's checks are not true; each verdict is noted."""
+    failed = []
+    for check in restored.run.options.check:
+        answer = ""
+        try:
+            answer = output_of(restored.psql(CHECK, check=check)).strip()
+            sentence = f"not true: {check}"
+        except ProgramFailed as failure:
+            if not failure.report or failure.report.code == "57014":  # its time is over
+                raise
+            sentence = f"{failure.report.told(of_rows=True)}: {check}"
+        verdicts[check] = "passed"
+        if answer != "[true]":
+            verdicts[check] = "failed"
+            failed.append(sentence)
+    return failed
+
+
+def failed_commands(restored: Database, project: "Project", verdicts: Words) -> Lines:
+    """Which of the user's management commands fail; each verdict is noted."""
+    failed = []
+    for command in restored.run.options.manage:
+        verdicts[command] = "passed"
+        try:
+            project.output_of(shlex.split(command), restored)
+        except ProjectFails as failure:
+            verdicts[command] = "failed"
+            failed.append(f"manage.py {command}: {failure.args[1]}")
+    return failed
 
 
 def insert_through_sequences(restored: Database) -> None:
@@ -2237,25 +2477,31 @@ class Project:
     options: str  # of its sessions
     words: Words = field(repr=False)  # libpq's, if they are needed
 
-    def output_of(self, command: Command, database: Database, timeouts: int = 1) -> str:
+    def output_of(
+        self, command: Iterable[str], database: Database, timeouts: int = 1
+    ) -> str:
         """What a command of Django's prints, while every alias leads to the database."""
+        name, *_ = command
+        words = (COMMAND, self.request(database), *command)
+        return answer_of(self.run, name, timeouts, *words)
+
+    def request(self, database: Database) -> str:
+        """Where every alias is to lead, as an argument of this file's."""
         place = {"NAME": database.name, "ENGINE": self.engine}
         if database.private:
             for word in ("host", "port", "user"):
                 place[word.upper()] = database.words[word]
-        request = json.dumps([self.run.options.database, place, database.options()])
-        name = f"manage.py {command[0]}"
-        return answer_of(self.run, name, timeouts, COMMAND, request, *command)
+        return json.dumps([self.run.options.database, place, database.options()])
 
 
 def described_project(run: Run) -> Project:
     """What the settings say of the alias that the options name."""
     alias = run.options.database
     arguments = [DESCRIBE, alias]
-    if run.options.live or not run.options.private:
+    if run.options.live or run.options.restore_command or not run.options.private:
         arguments.append("connection")
     with step("import the settings"):
-        answer = answer_of(run, "the settings", 1, *arguments)
+        answer = json.loads(answer_of(run, "the settings", 1, *arguments))
     run = replace(run, secrets=tuple(answer.pop("secrets")))
     known = answer.pop("aliases")
     if alias not in known:
@@ -2264,7 +2510,11 @@ def described_project(run: Run) -> Project:
     return Project(run, **answer)
 
 
-def answer_of(run: Run, name: str, timeouts: int, *words: str) -> Any:
+class ProjectFails(NotJudged):
+    """The project's own code fails."""
+
+
+def answer_of(run: Run, name: str, timeouts: int, *words: str) -> str:
     """What this file answers as a process of the project's, which gets all variables."""
     command = (sys.executable, __file__, *words)
     started = run.started(*command, name=name, environment=environ, timeouts=timeouts)
@@ -2273,12 +2523,12 @@ def answer_of(run: Run, name: str, timeouts: int, *words: str) -> Any:
             program.wait()
         except ProgramFailed as failure:
             fault = run.redacted(program.written()) or failure
-            raise NotJudged(f"{name}: the project fails", fault) from None
+            raise ProjectFails(f"{name}: the project fails", fault) from None
         finally:
             said = run.redacted(program.said()).splitlines()
             if said:
                 log.info("%s says:\n%s", name, indented(said, 100))
-        return json.loads(program.written())
+        return program.written()
 
 
 def answer(verb: str, *words: str) -> None:
@@ -2294,8 +2544,11 @@ def answer(verb: str, *words: str) -> None:
         print(told(error, with_words=verb == COMMAND), file=answers, flush=True)
 
     def work(_argv: object = None) -> None:
-        do = {DESCRIBE: description_of, COMMAND: output_of_command}[verb]
-        print(json.dumps(do(*words)), file=answers, flush=True)
+        if verb == DESCRIBE:
+            json.dump(description_of(*words), answers)
+        else:
+            run_on_scratch_database(*words, stdout=answers)
+        answers.flush()
         sys.stderr.flush()
         os._exit(0)  # a thread of the project's may have no end
 
@@ -2376,10 +2629,11 @@ def description_of(alias: str, *needed: str) -> dict[str, Any]:
     }
 
 
-def output_of_command(request: str, *command: str) -> str:
-    """What a command prints while every alias leads to the place of the request."""
+def run_on_scratch_database(request: str, *command: str, stdout: IO[str]) -> None:
+    """Run a command while every alias leads to the place of the request."""
     alias, place, options = json.loads(request)
     import django
+    from django.conf import settings
     from django.core.management import call_command
     from django.db import connections
 
@@ -2404,9 +2658,123 @@ def output_of_command(request: str, *command: str) -> str:
     for database in connections.settings.values():
         if (database["NAME"], database["HOST"]) != (scratch["NAME"], scratch["HOST"]):
             raise RuntimeError("the project replaces its DATABASES while it starts")
-    printed = io.StringIO()
-    call_command(*command, stdout=printed)
-    return printed.getvalue()
+    if command[0] in ("dbbackup", "dbrestore"):
+        for connector in getattr(settings, "DBBACKUP_CONNECTORS", {}).values():
+            if connector.keys() & {"NAME", "HOST", "PORT"}:
+                raise RuntimeError("settings.DBBACKUP_CONNECTORS names a database")
+    call_command(*command, stdout=stdout)
+
+
+# --- A team's own commands ------------------------------------------------------------
+# In: a command, and the database that it is given. Out: a file or a database, or a
+# verdict. Promised: it is told of no other database; it runs under a guard of its own;
+# what it prints is shown with --verbose alone.
+
+# Variables of libpq's that are not named for their word: sslmode is PGSSLMODE.
+VARIABLES = {
+    "dbname": "PGDATABASE",
+    "application_name": "PGAPPNAME",
+    "connect_timeout": "PGCONNECT_TIMEOUT",
+}
+ELSEWHERE = (
+    "nothing is as expected: did a command use another database?"
+    " It is given one by PG*, DATABASE_URL and MANAGE"
+)
+
+
+def run_command(
+    run: Run,
+    name: str,
+    command: str,
+    environment: Words,
+    failed: type[Exception] = BackupIsBad,
+    **streams: File,
+) -> None:
+    """Run a command of the team's until it has ended well, with all of its programs."""
+    folder = run.folder / "command"
+    folder.mkdir()
+    # Its `kill 0` must not end our programs.
+    with step(f"run the {name}"), guarded(folder) as group:
+        starting = replace(run, group=group).started(
+            *("/bin/sh", "-c", command),
+            name=f"the {name}",
+            environment=environment,
+            **streams,
+        )
+        with starting as shell:
+            try:
+                shell.wait()
+            except ProgramFailed as failure:
+                raise verdict_on_command(shell, failure, failed) from None
+            finally:
+                said = run.redacted(shell.written() + shell.said()).splitlines()
+                if said:
+                    log.info("the %s says:\n%s", name, indented(said, 100))
+        left = programs_in(group, run)
+    if left:
+        names = ", ".join(left)
+        raise failed(f"the {name} returned while {names} still ran")
+
+
+def programs_in(group: int, run: Run) -> Lines:
+    """The names of the programs in a process group, but for those of its guard."""
+    listed = output_of(run.started("ps", "-A", "-o", "pgid=,pid=,ppid=,comm="))
+    names = []
+    for line in listed.splitlines():
+        leader, process, parent, name = line.split(maxsplit=3)
+        if int(leader) == group and str(group) not in (process, parent):
+            names.append(name)
+    return [name for name in names if "defunct" not in name]  # it has ended
+
+
+def verdict_on_command(
+    shell: Program, failure: ProgramFailed, failed: type[Exception]
+) -> Exception:
+    """What a command that failed says of the backup."""
+    status = shell.popen.returncode
+    fact = f"{shell.name} exited with {status}"
+    if status in (126, 127):
+        return NotJudged(fact, "a program that it runs is missing, or not to be run")
+    if status < 0:
+        return NotJudged(fact, "a signal has ended it")
+    return failed(f"{fact}\n  see what it says: --verbose")
+
+
+def command_environment(database: Database, project: Project, path: Path) -> Words:
+    """The variables of a command: this process's, and those that name the database."""
+    variables = {
+        name: environ[name]
+        for name in environ
+        if not name.startswith("PG") and name != "DATABASE_URL"
+    }
+    for name, value in database.environment.items():
+        if name.startswith("PG"):
+            variables[name] = value
+    for word, value in {**database.words, "dbname": database.name}.items():
+        name = "PG" + word.upper().replace("_", "")
+        variables[VARIABLES.get(word, name)] = value
+    variables["BACKUP_FILE"] = str(path)
+    variables["DATABASE_URL"] = url_of(database)
+    variables["MANAGE"] = str(manage_script(database, project))
+    return variables
+
+
+def url_of(database: Database) -> str:
+    """The DATABASE_URL of a database; also for a socket all parsers read this form."""
+    words = dict(database.words)
+    user = quote(words.pop("user", ""), safe="")
+    password = quote(database.environment.get("PGPASSWORD", ""), safe="")
+    name = quote(database.name, safe="")
+    return f"postgresql://{user}:{password}@/{name}?{urlencode(words, quote_via=quote)}"
+
+
+def manage_script(database: Database, project: Project) -> Path:
+    """A file that runs the project's management commands on the database."""
+    path = database.run.folder / "manage"
+    command = (sys.executable, __file__, COMMAND, project.request(database))
+    path.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
+    path.chmod(0o700)
+    return path
 
 
 # --- Servers and their programs -------------------------------------------------------
@@ -2573,7 +2941,7 @@ def starting_server(project: Project, major: int) -> Iterator[tuple[Database, Pr
 FACTS = """
 version verdict acts started finished source database backup_written seconds_to_back_up
 seconds_to_restore max_age_seconds max_restore_seconds server server_is programs format
-bytes sha256 tables rows objects pending_migrations not_compared
+bytes sha256 tables rows objects pending_migrations not_compared accepted checks
 """
 # Of each label the first line is shown whose facts are all known.
 LINES = (
@@ -2631,6 +2999,8 @@ class Evidence:
             max_age_seconds=options.max_age,
             max_restore_seconds=options.max_restore,
             not_compared=dict.fromkeys(NEVER_COMPARED, ""),
+            accepted={pattern: [] for pattern in options.accept},
+            checks={},
         )
 
     def judge(self, act: str, work: Callable[[], object]) -> None:
@@ -2808,18 +3178,42 @@ def parsed(argv: Lines) -> tuple[Options, Lines]:
     )
     source.add_argument("--backup", type=file_path, help="restore one that exists")
     add(
+        "--decrypt",
+        metavar="COMMAND",
+        help="makes the backup of --backup: gpg --batch -d",
+    )
+    add(
         "--max-age",
         type=duration,
         help="fail if the --backup was written longer ago: 26h",
     )
     add("--max-restore", type=duration, help="fail if loading takes longer: 15m")
+    add(
+        "--backup-command",
+        metavar="COMMAND",
+        help="the team's own, writes $BACKUP_FILE",
+    )
+    add(
+        "--restore-command",
+        metavar="COMMAND",
+        help="the team's own, reads $BACKUP_FILE",
+    )
+    several = {"action": "append", "default": []}
+    add(
+        "--check",
+        metavar="SQL",
+        **several,
+        help="must be true of the restored database",
+    )
+    add("--manage", metavar="COMMAND", **several, help="must succeed on it")
+    add("--accept", metavar="GLOB", **several, help="differences that are no fault")
     add("--report", type=file_path, help="write the evidence as JSON")
     given = shlex.split(environ.get("BACKUP_DRILL_OPTIONS", ""))
     options, others = parser.parse_known_args([*given, *argv])
     options.rehearsal = not (options.live or options.backup)
     options.private = options.throwaway
     if options.private is None:
-        options.private = not options.rehearsal
+        options.private = bool(options.restore_command) or not options.rehearsal
     problem = contradiction(options, others)
     if problem:
         parser.error(problem)
@@ -2832,6 +3226,12 @@ def contradiction(options: Options, others: Lines) -> str:
         return "--locals would show the settings, with their passwords"
     if options.jobs < 1:
         return "argument --jobs: it is a number of workers, above 0"
+    if options.restore_command and not options.private:
+        return "argument --restore-command: it works on a private server alone"
+    if options.backup_command and options.backup:
+        return "argument --backup-command: the --backup exists"
+    if options.decrypt and not options.backup:
+        return "argument --decrypt: it is about a --backup that exists"
     if options.max_age and not options.backup:
         return "argument --max-age: it is about a --backup that exists"
     if options.backup and options.report:
