@@ -48,6 +48,7 @@ import io
 import json
 import logging
 import os
+import platform
 import re
 import runpy
 import shlex
@@ -74,7 +75,7 @@ from os import environ
 from pathlib import Path
 from signal import SIG_IGN
 from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
-from threading import Timer
+from threading import Event, Thread, Timer
 from time import monotonic
 from typing import IO, Any
 from urllib.parse import quote, urlencode
@@ -158,6 +159,7 @@ class Drill:
         """Read the settings; find the server that they name, or begin a private one."""
         self.project = described_project(self.enter(started_run(self.options)))
         self.run = self.project.run
+        self.evidence.left = self.run.left
         self.configured = None
         if self.options.live or not self.options.private:
             self.configured = configured_database(self.project)
@@ -216,6 +218,9 @@ class Drill:
         facts = self.evidence.facts
         reading, sha256 = validated_reading(backup, server, facts["accepted"])
         facts["sha256"] = sha256
+        facts["roles_needed"] = sorted(reading.told["role"] - {"PUBLIC"})
+        age = time.time() - backup.written
+        self.evidence.require_limit("max_age", "the backup is too old", age)
         return reading
 
     def restore(self) -> None:
@@ -258,7 +263,8 @@ class Drill:
                 insert_through_sequences(restored)
         with step("make differences, and see them"):
             require_differences_seen(restored, found)
-        refuse("the restore took too long", exceeded(seconds, self.options.max_restore))
+        limit = "the restore took too long"
+        self.evidence.require_limit("max_restore", limit, seconds)
         refuse("a check failed", failed_checks(restored, facts["checks"]))
         failed = failed_commands(restored, self.project, facts["checks"])
         refuse("a management command failed", failed)
@@ -302,6 +308,7 @@ PASSED_ON = ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH", "KRB5CCNAME")
 # pg_dump: warning: it rains
 # psql:<stdin>:33: WARNING:  01000: it rains; but not of class 25, as a backup brackets
 # its large objects by BEGIN and COMMIT
+CLEAR = "\33[K"  # the rest of a terminal's line
 WARNING = re.compile(
     r"^(pg_\w+: (?:warning|hint|detail).*|psql:.*?:\d+: \S+:  (?!25)\w{5})",
     re.MULTILINE,
@@ -358,8 +365,6 @@ def guarded(folder: Path) -> Iterator[int]:
         except TimeoutExpired:  # there may be much to remove
             os.killpg(guard.pid, signal.SIGKILL)
         shutil.rmtree(folder, ignore_errors=True)
-        if folder.exists():
-            log.warning("the folder of this run is left behind: %s", folder)
 
 
 @contextmanager
@@ -370,10 +375,14 @@ def started_run(options: Options) -> Iterator["Run"]:
     folder = parent / f"{MARK}{os.urandom(8).hex()}"
     folder.mkdir(mode=0o700)
     with guarded(folder) as group:
+        run = Run(options, folder, group)
         try:
-            yield Run(options, folder, group)
+            yield run
         finally:
             ignore_endings()
+    if folder.exists():
+        run.left.append(str(folder))
+        log.warning("left behind: the folder of this run, %s", folder)
 
 
 @dataclass(frozen=True)
@@ -384,6 +393,7 @@ class Run:
     folder: Path  # for its files; the names of its databases begin with its name
     group: int  # of processes, led by its guard
     secrets: Command = field(default=(), repr=False)
+    left: Lines = field(default_factory=list)  # what could not be removed
 
     def redacted(self, text: str) -> str:
         """The text with [REDACTED] for each secret, in whichever way it is written."""
@@ -529,12 +539,28 @@ def output_of(starting: Context) -> str:
 
 
 @contextmanager
-def step(what: str) -> Iterator[None]:
-    """Report what the block does, and how long it took."""
+def step(what: str, how_far: Callable[[], str] = str) -> Iterator[None]:
+    """Report what the block does, on a terminal how far it is, and how long it took."""
     began = monotonic()
+    over = Event()
+
+    def show() -> None:
+        while not over.wait(0.5):
+            seconds = monotonic() - began
+            print(
+                f"\r{what}: {seconds:.0f} s {how_far()}{CLEAR}", end="", file=sys.stderr
+            )
+
+    thread = Thread(target=show)
+    if sys.stderr.isatty():
+        thread.start()
     try:
         yield
     finally:
+        over.set()
+        if thread.ident:
+            thread.join()
+            print(f"\r{CLEAR}", end="", file=sys.stderr, flush=True)
         log.info("%8.2f s  %s", monotonic() - began, what)
 
 
@@ -724,6 +750,7 @@ SELECT datname
             WHERE locktype = 'advisory'
               AND objsubid = 1))
 """
+FROM_OTHERS = "dropped a database of a killed run"
 # Sessions in them are ended first: DROP DATABASE with FORCE fails for an ordinary role
 # where an autovacuum worker is, for which a plain DROP DATABASE waits.
 DROP = rf"""
@@ -733,7 +760,7 @@ LATERAL (SELECT count(pg_terminate_backend(pid))
            FROM pg_stat_activity AS s
           WHERE s.datname = d.datname
             AND pg_has_role(usesysid, 'MEMBER')) AS ended;
-SELECT json_build_array(datname, 'dropped a database of a killed run')
+SELECT json_build_array(datname, '{FROM_OTHERS}')
   FROM ({DROPPABLE}) AS d
  WHERE NOT starts_with(datname, :'mark');
 \set ON_ERROR_STOP 0
@@ -858,6 +885,8 @@ def drop_databases(server: Database, purpose: str = "") -> None:
         fates = [(mark, f"scratch databases may be left behind ({error})")]
     for name, fate in fates:
         log.warning("%s: %s", fate, name)
+        if fate != FROM_OTHERS:
+            server.run.left.append(name)
 
 
 def made_database(
@@ -1672,7 +1701,7 @@ def written_backup(source: Database) -> "Backup":
         arguments += ["--jobs", run.options.jobs]
     before = source.ask(f"{PINNED}{SEQUENCES}")
     with (
-        step("write the backup, read the source"),
+        step("write the backup, read the source", lambda: f"{size_of(path):,} bytes"),
         source.held(f"{BEGIN}SELECT pg_export_snapshot();") as snapshot,
         source.started("pg_dump", *arguments, "--snapshot", snapshot) as dump,
         source.started(*DEFINITIONS, "--snapshot", snapshot) as definitions,
@@ -2034,8 +2063,6 @@ def validated_reading(
         problems += problems_of_checksum(sha256, backup.sha256)
     refuse("the backup is damaged", problems)
     require_loadable(reading, server)
-    age = time.time() - backup.written
-    refuse("the backup is too old", exceeded(age, run.options.max_age))
     require_damage_seen(backup, server)
     return reading, sha256
 
@@ -2939,10 +2966,20 @@ def starting_server(project: Project, major: int) -> Iterator[tuple[Database, Pr
 # JSON. Promised: it is published once, at the end, however the run ends.
 
 FACTS = """
-version verdict acts started finished source database backup_written seconds_to_back_up
-seconds_to_restore max_age_seconds max_restore_seconds server server_is programs format
-bytes sha256 tables rows objects pending_migrations not_compared accepted checks
+version verdict acts started finished drill host revision run trigger actor source
+database backup_written max_age_seconds max_age_met seconds_to_back_up
+seconds_to_restore max_restore_seconds max_restore_met server server_is programs format
+bytes sha256 tables rows objects rows_of_tables sequences large_objects roles_needed
+pending_migrations not_compared accepted checks scratch_dropped
 """
+ACTS = ("set-up", "creation", "validation", "restore")
+# GitHub's variables about the job.
+GITHUB = {
+    "revision": "GITHUB_SHA",
+    "run": "GITHUB_RUN_ID",
+    "trigger": "GITHUB_EVENT_NAME",
+    "actor": "GITHUB_ACTOR",
+}
 # Of each label the first line is shown whose facts are all known.
 LINES = (
     ("source", "{source}: {tables:,} tables, {rows:,} rows, {objects:,} objects"),
@@ -2950,12 +2987,14 @@ LINES = (
     ("backup", "{format}, {bytes:,} bytes, SHA-256 {sha256}"),
     ("backup", "{format}, {bytes:,} bytes"),
     ("written", "{backup_written}"),
+    ("max age", "{max_age_seconds:,g} s, met: {max_age_met}"),
     (
         "time",
         "{seconds_to_back_up:.2f} s to back up, {seconds_to_restore:.2f} s to restore",
     ),
     ("time", "{seconds_to_restore:.2f} s to restore"),
     ("time", "{seconds_to_back_up:.2f} s to back up"),
+    ("max restore", "{max_restore_seconds:,g} s, met: {max_restore_met}"),
     (
         "server",
         "PostgreSQL {server}, {server_is}; pg_dump, psql, pg_restore {programs}",
@@ -2983,17 +3022,21 @@ class Evidence:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.sentence = ""  # of the first act that did not pass
+        self.left: Lines = []  # scratch work that could not be removed
         source = "a rehearsal"
         if options.live:
             source = "the configured database"
         elif options.backup:
             source = f"the backup {options.backup.name}"
+        not_run = {"verdict": "not run", "seconds": None, "sentence": ""}
         self.facts: dict[str, Any] = dict.fromkeys(FACTS.split())
         self.facts.update(
             version=2,
             verdict="passed",
-            acts={},
+            acts={act: not_run for act in ACTS},
             started=in_utc(time.time()),
+            drill=version_of_drill(),
+            host=platform.node(),
             source=source,
             database=options.database,
             max_age_seconds=options.max_age,
@@ -3002,6 +3045,8 @@ class Evidence:
             accepted={pattern: [] for pattern in options.accept},
             checks={},
         )
+        for fact, variable in GITHUB.items():
+            self.facts[fact] = environ.get(variable)
 
     def judge(self, act: str, work: Callable[[], object]) -> None:
         """Do the work of an act; put the verdict on record, and why it did not pass."""
@@ -3017,22 +3062,31 @@ class Evidence:
             sentence = str(fault)
             raise fault.with_traceback(None) from None
         finally:
-            seconds = round(monotonic() - began, 3)
             self.facts["acts"][act] = {
                 "verdict": verdict,
-                "seconds": seconds,
+                "seconds": round(monotonic() - began, 3),
                 "sentence": sentence,
             }
             if self.facts["verdict"] == "passed":
                 self.facts["verdict"] = verdict
                 self.sentence = sentence
 
+    def require_limit(self, name: str, fact: str, seconds: float) -> None:
+        """Fail with the fact where a duration is above the limit of that name."""
+        limit = self.facts[f"{name}_seconds"]
+        if limit:
+            excess = exceeded(seconds, limit)
+            self.facts[f"{name}_met"] = not excess
+            refuse(fact, excess)
+
     def publish(self) -> None:
         """Print the evidence; write the report; append to the job's summary."""
         facts = self.facts
         facts["finished"] = in_utc(time.time())
+        facts["scratch_dropped"] = not self.left
         headline = HEADLINES[facts["verdict"]]
-        if facts["verdict"] == "passed" and "restore" not in facts["acts"]:
+        not_restored = facts["acts"]["restore"]["verdict"] == "not run"
+        if facts["verdict"] == "passed" and not_restored:
             headline = "The backup was not restored yet."
         lines = self.lines()
         shown = [f"    {label:<13} {text}" for label, text in lines]
@@ -3043,11 +3097,21 @@ class Evidence:
         if self.options.report:
             write_evidence(self.options.report, "w", json.dumps(facts, indent=2) + "\n")
         if "GITHUB_STEP_SUMMARY" in environ:
-            rows = [f"| {label} | {text} |" for label, text in lines]
-            table = "\n".join(["| | |", "|---|---|", *rows])
-            why = f"```\n{self.sentence}\n```\n\n" if self.sentence else ""
-            text = f"### Backup drill\n\n**{headline}**\n\n{why}{table}\n\n"
+            text = self.markdown(headline, lines)
             write_evidence(Path(environ["GITHUB_STEP_SUMMARY"]), "a", text)
+
+    def markdown(self, headline: str, lines: list[tuple[str, str]]) -> str:
+        """The evidence for GitHub's summary: a table of the acts, one of the facts."""
+        acts = [
+            (act, told["verdict"], str(told["seconds"] or ""))
+            for act, told in self.facts["acts"].items()
+        ]
+        why = ""
+        if self.sentence:
+            why = f"```\n{self.sentence}\n```\n\n"
+        tables = table_of(("act", "verdict", "seconds"), acts)
+        tables += table_of(("fact", ""), lines)
+        return f"### Backup drill\n\n**{headline}**\n\n{why}{tables}"
 
     def lines(self) -> list[tuple[str, str]]:
         """The facts in words: a label, which may be empty, and a text."""
@@ -3061,31 +3125,75 @@ class Evidence:
             if label not in dict(lines):
                 with suppress(KeyError):
                     lines.append((label, template.format(**known)))
-        things = defaultdict(list)
-        for thing, reason in self.facts["not_compared"].items():
-            things[reason].append(thing)
-        label = "not compared"
-        for reason, names in things.items():
-            text = ", ".join(names[:MOST_NAMES])
-            if len(names) > MOST_NAMES:
-                text += f" and {len(names) - MOST_NAMES} more"
-            if reason:
-                text += f" ({reason})"
-            lines.append((label, text))
-            label = ""
+        lists = {
+            "not compared": not_compared_in_words(self.facts["not_compared"]),
+            "accepted": accepted_in_words(self.facts["accepted"]),
+            "checks": [f"{told}: {it}" for it, told in self.facts["checks"].items()],
+        }
+        for label, texts in lists.items():
+            labels = [label] + [""] * len(texts)
+            lines += zip(labels, texts, strict=False)
         return lines
 
 
-def counts_of(contents: Contents) -> dict[str, int]:
-    """How many tables, rows and objects a database holds."""
-    told = "\n".join(contents.facts | contents.definitions)
-    counts = re.findall(r"(?m)^table .*: (\d+) rows$", told)
-    objects = re.findall(r"(?m): SQL with hash \w+$", told)
-    return {
-        "tables": len(counts),
-        "rows": sum(map(int, counts)),
-        "objects": len(objects),
+def not_compared_in_words(reasons: Words) -> Lines:
+    """What is not compared, a line for each reason."""
+    things = defaultdict(list)
+    for thing, reason in reasons.items():
+        things[reason].append(thing)
+    texts = []
+    for reason, names in things.items():
+        text = ", ".join(names[:MOST_NAMES])
+        if len(names) > MOST_NAMES:
+            text += f" and {len(names) - MOST_NAMES} more"
+        if reason:
+            text += f" ({reason})"
+        texts.append(text)
+    return texts
+
+
+def accepted_in_words(accepted: dict[str, Lines]) -> Lines:
+    """The accepted differences, and the patterns that no difference fits."""
+    texts = []
+    for pattern, sentences in accepted.items():
+        texts += [f"{sentence} ({pattern})" for sentence in sentences]
+        if not sentences:
+            texts.append(f"nothing fits {pattern}")
+    return texts
+
+
+def table_of(head: Command, rows: Iterable[Iterable[str]]) -> str:
+    """A table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    text = ""
+    for line in lines:
+        cells = [cell.replace("|", "\\|") for cell in line]
+        text += f"| {' | '.join(cells)} |\n"
+    return f"{text}\n"
+
+
+def counts_of(contents: Contents) -> dict[str, Any]:
+    """How much a database holds, of what."""
+    lines = "\n".join(sorted(contents.facts | contents.definitions))
+    rows = {
+        table: int(count)
+        for table, count in re.findall(r"(?m)^table (.*): (\d+) rows$", lines)
     }
+    return {
+        "tables": len(rows),
+        "rows": sum(rows.values()),
+        "objects": len(re.findall(r"(?m): SQL with hash \w+$", lines)),
+        "rows_of_tables": rows,
+        "sequences": len(re.findall(r"(?m)^sequence .*: -?\d+(, not|$)", lines)),
+        "large_objects": sum(
+            map(int, re.findall(r"(?m)^large objects: (\d+) rows$", lines))
+        ),
+    }
+
+
+def version_of_drill() -> str:
+    """Which copy of this file runs: the beginning of its SHA-256."""
+    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
 
 
 def shown_fault(error: BaseException) -> BaseException:
@@ -3110,9 +3218,9 @@ def write_evidence(path: Path, mode: str, text: str) -> None:
         raise NotJudged(f"the evidence cannot be written: {error}") from None
 
 
-def exceeded(seconds: float, limit: float | None) -> Lines:
+def exceeded(seconds: float, limit: float) -> Lines:
     """Whether a duration is above its limit, or below zero, as a clock's fault is."""
-    if limit is None or -60 < seconds <= limit:
+    if -60 < seconds <= limit:
         return []
     found, expected = (timedelta(seconds=round(number)) for number in (seconds, limit))
     return [f"found {found}, expected {expected} or less"]
@@ -3157,6 +3265,7 @@ def parsed(argv: Lines) -> tuple[Options, Lines]:
     )
     add = parser.add_argument
     source = parser.add_mutually_exclusive_group()
+    add("--version", action="version", version=version_of_drill())
     add("-v", "--verbose", action="store_true", help="show each step and its duration")
     add("--strict", action="store_true", help="skip nothing, replace nothing")
     add(
