@@ -1019,14 +1019,15 @@ relation AS (
        AND (extension IS NOT NULL
             OR ('pg_class'::regclass, c.oid) NOT IN (TABLE member)))
 """
-# psql runs each cell of a result before \gexec as a statement.
-LOCKS = RELATION + r"""
+# These queries come behind RELATION. psql runs each cell of a result before
+# \gexec as a statement.
+LOCKS = r"""
 SELECT format('LOCK TABLE ONLY %s IN ACCESS SHARE MODE', sql)
   FROM relation
  WHERE relkind = 'r' \gexec
 """
 # A sequence that is restarted gets another file.
-SEQUENCES = RELATION + r"""
+SEQUENCES = r"""
 SELECT format('SELECT json_build_array(''line'', %L, last_value || '
               'CASE WHEN is_called THEN '''' ELSE '', not called yet'' END, %s) '
               'FROM %s', 'sequence ' || name, relfilenode, sql)
@@ -1039,7 +1040,7 @@ SELECT format('SELECT json_build_array(''line'', %L, last_value || '
 # exchange values. ROW() puts any type into text, at thrice the cost; what is
 # named here is as exact without. The rows of a tree of partitions are summed:
 # in which leaf a row lies can change at a restore.
-ROWS = RELATION + r"""
+ROWS = r"""
 SELECT format('SELECT json_build_array(''line'', %L, text) FROM ('
               'SELECT sum(n) AS n, md5(coalesce(sum(total), 0)::text) AS hash '
               'FROM (%s) AS leaf) AS tree, LATERAL (VALUES (n || '' rows''), '
@@ -1100,7 +1101,7 @@ LATERAL (VALUES (n || ' rows'),
 # With why no backup holds an object, or not whole, or not as it is. Left out
 # are names that pg_dump never writes: of temporary objects, of foreign keys
 # that a partition has from its parent, of triggers that PostgreSQL numbers.
-NAMES = RELATION + r"""
+NAMES = r"""
 SELECT json_build_array(CASE WHEN reason IS NULL THEN 'line' ELSE 'reason' END,
                         type || ' ' || identity, coalesce(reason, 'in order'))
   FROM (SELECT classid, objid
@@ -1138,14 +1139,14 @@ LATERAL (SELECT CASE
    AND identity !~ '_ConstraintTrigger_[a-z_]*\d+"';
 """
 # Rows of other tables of extensions are in no backup.
-EXTENSIONS = RELATION + r"""
+EXTENSIONS = r"""
 SELECT json_build_array('extension', kind || name, extension)
   FROM relation,
 LATERAL (SELECT CASE relkind WHEN 'S' THEN 'sequence ' ELSE 'table ' END)
      AS k (kind)
  WHERE extension IS NOT NULL;
 """
-MEMBERS = RELATION + r"""
+MEMBERS = r"""
 SELECT json_build_array('reason', 'rows of table ' || c.oid::regclass,
                         'an extension''s, which no backup holds')
   FROM pg_class AS c
@@ -1154,14 +1155,24 @@ SELECT json_build_array('reason', 'rows of table ' || c.oid::regclass,
    AND oid NOT IN (SELECT oid FROM config)
    AND pg_relation_size(oid) > 0;
 """
-PARTITIONS = RELATION + r"""
+PARTITIONS = r"""
 SELECT json_build_array('root', 'table ' || leaf.name, 'table ' || root.name)
   FROM relation AS leaf
   JOIN relation AS root
     ON root.oid = nullif(pg_partition_root(leaf.oid), leaf.oid);
 """
-OF_OBJECTS = f"{LARGE}{NAMES}{EXTENSIONS}{MEMBERS}{PARTITIONS}"
-ALL_FACTS = f"{SEQUENCES}{ROWS}\\gexec\n{OF_OBJECTS}"
+ALL_FACTS = "".join(
+    f"{RELATION}{query}"
+    for query in (
+        SEQUENCES,
+        f"{ROWS}\\gexec\n",
+        LARGE,
+        NAMES,
+        EXTENSIONS,
+        MEMBERS,
+        PARTITIONS,
+    )
+)
 BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;\n"
 
 
@@ -1170,7 +1181,7 @@ def facts_of(database: Database, snapshot: str = "") -> Context:
     script = f"{PINNED}{BEGIN}"
     if snapshot:
         # No snapshot covers TRUNCATE; pg_dump locks what it dumps, too.
-        script += f"SET TRANSACTION SNAPSHOT '{snapshot}';\n{LOCKS}"
+        script += f"SET TRANSACTION SNAPSHOT '{snapshot}';\n{RELATION}{LOCKS}"
     return database.psql(script + ALL_FACTS, origin=WHOLE_TABLE)
 
 
@@ -1299,7 +1310,7 @@ UNION ALL (SELECT * FROM picked OFFSET 1))"""
 
 def require_differences_seen(restored: Database, found: Contents) -> None:
     """Raise NotJudged unless a changed value, definition and name is seen."""
-    script = f"{PINNED}{ROWS}{SMALLEST}"
+    script = f"{PINNED}{RELATION}{ROWS}{SMALLEST}"
     some = contents_from(restored.ask(script, origin=f"{SOME_ROWS} AS t"))
     changed = contents_from(restored.ask(script, origin=f"{CHANGED_ROWS} AS t"))
     name = next(line for line in found.facts if line.endswith(": in order"))
@@ -1794,7 +1805,7 @@ def written_backup(source: Database) -> "Backup":
     words = ["--no-sync", "--encoding", source.encoding, "--format", form]
     if form == "directory":
         words += ["--jobs", run.options.jobs]
-    before = source.ask(f"{PINNED}{SEQUENCES}")
+    before = source.ask(f"{PINNED}{RELATION}{SEQUENCES}")
     with (
         step("write the backup", lambda: f"{size_of(path):,} bytes"),
         source.held(f"{BEGIN}SELECT pg_export_snapshot();") as snapshot,
@@ -1813,7 +1824,7 @@ def written_backup(source: Database) -> "Backup":
         wait_for(definitions, facts)
         script = definitions.written()
         contents = contents_from(values_in(facts.written()), script)
-    after = source.ask(f"{PINNED}{SEQUENCES}")  # which no snapshot covers
+    after = source.ask(f"{PINNED}{RELATION}{SEQUENCES}")  # which no snapshot covers
     moved = frozenset(state[1] for state in before if state not in after)
     contents = replace(contents, moved=moved)
     return Backup(
@@ -3240,12 +3251,48 @@ def starting_server(project: Project, major: int) -> Iterator[tuple[Database, Pr
 # In: facts, as they become known. Out: lines on the screen, tables in GitHub's
 # summary, JSON. Promised: it is published once, at the end, however a run ends.
 
+# The facts, in the order of --report; --help shows this. What is not known is
+# null.
 FACTS = """
-version verdict acts started finished drill host revision run trigger actor
-source database backup_written max_age_seconds max_age_met seconds_to_back_up
-seconds_to_restore max_restore_seconds max_restore_met server server_is programs
-format bytes sha256 tables rows objects rows_of_tables sequences large_objects
-roles_needed pending_migrations not_compared accepted checks scratch_dropped
+  version              of this form: 2
+  verdict              passed, failed, error or skipped: of the first act
+                       that did not pass
+  acts                 of each the verdict, or "not run"; seconds; sentence
+  started              when the run began, in UTC, as all times are
+  finished             when it ended
+  drill                the first digits of the SHA-256 of this program
+  host                 the name of the machine
+  revision             of the project, of GitHub's as the three that follow
+  run                  the number of the run of the workflow
+  trigger              what began it: push, schedule
+  actor                who did
+  source               a rehearsal, the configured database, the backup NAME
+  database             the alias in settings.DATABASES
+  backup_written       when an existing backup was written
+  max_age_seconds      what --max-age allows
+  max_age_met          whether it was
+  seconds_to_back_up   how long the backup took
+  seconds_to_restore   how long the load took: the measured recovery time
+  max_restore_seconds  what --max-restore allows
+  max_restore_met      whether it was
+  server               the version of the scratch databases' server
+  server_is            private, or the one of the settings
+  programs             the version of pg_dump, psql and pg_restore
+  format               of the backup
+  bytes                its size
+  sha256               its SHA-256; of a folder, that of its files in order
+  tables               how many were compared; one for all partitions
+  rows                 how many were compared
+  objects              how many definitions were compared
+  rows_of_tables       table to number of rows
+  sequences            how many were compared
+  large_objects        how many were compared
+  roles_needed         owners and grantees, which a recovery must have
+  pending_migrations   of the project, that the restored database lacks
+  not_compared         thing to reason; of what is never compared to ""
+  accepted             difference to the --accept that it fits
+  checks               each --check and --manage to its verdict
+  scratch_dropped      whether nothing was left behind
 """
 ACTS = ("set-up", "creation", "validation", "restore")
 # GitHub's variables about the job.
@@ -3298,7 +3345,8 @@ class Evidence:
         elif options.backup:
             source = f"the backup {options.backup.name}"
         not_run = {"verdict": "not run", "seconds": None, "sentence": ""}
-        self.facts: dict[str, Any] = dict.fromkeys(FACTS.split())
+        names = re.findall(r"(?m)^  (\w+)", FACTS)
+        self.facts: dict[str, Any] = dict.fromkeys(names)
         self.facts.update(
             version=2,
             verdict=PASSED,
@@ -3542,11 +3590,11 @@ LIMIT = {"metavar": "DURATION", "type": duration}
 SEVERAL = {"action": "append", "default": []}
 OPTIONS = {
     "what": {
-        "--live": {**FLAG, "help": "back up the configured database"},
-        "--backup": {**FILE, "help": "restore a backup that exists"},
-        "--decrypt": {**SHELL, "help": "makes the backup of that FILE"},
-        "--backup-command": {**SHELL, "help": "in place of pg_dump"},
-        "--restore-command": {**SHELL, "help": "in place of psql"},
+        "--live": {**FLAG, "help": "back the configured database up"},
+        "--backup": {**FILE, "help": "judge a backup that exists"},
+        "--decrypt": {**SHELL, "help": "from FILE on stdin to stdout"},
+        "--backup-command": {**SHELL, "help": "writes $BACKUP_FILE"},
+        "--restore-command": {**SHELL, "help": "loads $BACKUP_FILE"},
         "--format": {
             "choices": ("plain", "custom", "directory"),
             "default": "plain",
@@ -3606,7 +3654,7 @@ def parsed(argv: Lines) -> tuple[Options, Lines]:
     """The options, and the arguments for unittest. Raises SystemExit."""
     parser = argparse.ArgumentParser(
         description="Prove that this Django project's backup restores.",
-        epilog=EPILOG,
+        epilog=f"{EPILOG}\nfacts of --report:\n{FACTS}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
