@@ -515,8 +515,9 @@ class Program:
         """Kill it if its time is over before the block is; `wait` tells."""
         left = self.began + self.seconds - monotonic()
         timer = Timer(max(0, left), self.popen.kill)
-        timer.start()
+        timer.daemon = True  # no signal must have to wait for it
         try:
+            timer.start()
             yield
         finally:
             timer.cancel()
@@ -571,7 +572,7 @@ def step(what: str, how_far: Callable[[], str] = str) -> Iterator[None]:
             print(text, end="", file=sys.stderr)
         print(f"\r{CLEAR}", end="", file=sys.stderr, flush=True)
 
-    showing = Thread(target=show)
+    showing = Thread(target=show, daemon=True)
     if sys.stderr.isatty():
         showing.start()
     try:
@@ -622,12 +623,14 @@ MEANINGS = {
 }
 # What to do about an error, by its code and function, or by its words.
 HINTS = {
-    ":get_role_oid|:check_session": "use a server with the role, or --throwaway",
+    ":get_role_oid": "use a server with the role, or --throwaway",
     ":get_tablespace": "use a server with the tablespace, or --throwaway",
     "^F0000|:parse_ext|:load_ext": "install it where the server runs",
+    ":internal_load_library": "install it where the server runs",
     ":get_collation|:report_newloc": "install the locale where the server runs",
+    "42809:createdb": "install the locale where the server runs",
     ":find_option|:assignable_cus": "its pg_dump is newer: use a newer server",
-    "^0A000|^22023": "use a server that is built and equipped like the source's",
+    "^0A000|^22023": "use a server like the source's, with its roles",
     "^42501|permission denied": "use a role with more rights, or --throwaway",
     "must be ": "use a role with more rights, or --throwaway",
     "unsupported version": "install the version of PostgreSQL that wrote it",
@@ -643,8 +646,9 @@ HINTS = {
     '(database|role) ".*" does not': "check the names of database and user",
     "pg_hba.conf|SSL[ ,]": "check sslmode and its files, and pg_hba.conf",
     "startup parameter": "let the settings name the server, not its pooler",
+    "Error loading .* module": "install the driver, or name another: --database",
     "invalid connection option": "take it out of OPTIONS: these programs are older",
-    "^(42P01|42703|42883|3F000|42704)": "use the version of PostgreSQL that wrote it",
+    "^(42|3F000|55000)": "use the version of PostgreSQL that wrote it",
     "^(23505|23514|23P01|42P17)": (
         "texts may have another order here: use --no-throwaway"
         " on a server with the locale of the source"
@@ -840,8 +844,9 @@ class Database:
             "connect_timeout": str(max(2, round(self.run.options.timeout))),
             **self.words,
             "options": self.options(),
-            "dbname": self.name,
         }
+        if self.name:  # else a service names it
+            words["dbname"] = self.name
         encoding = "UTF8"
         if self.encoding == "SQL_ASCII":  # its bytes stay as they are
             encoding = "SQL_ASCII"
@@ -1249,13 +1254,13 @@ class Difference:
 
 def contents_apart(expected: Contents, found: Contents) -> list[Difference]:
     """How the restored database departs from what was expected."""
-    moved = expected.moved | other_extensions(expected, found)
-    altered = expected.altered
+    others = other_extensions(expected, found)
     # What the source did not have in order may be so now.
-    excused = {f"{name}: in order" for name in expected.reasons}
+    moved = expected.moved | others | expected.reasons.keys()
+    altered = expected.altered
     return differences(
         without(expected.facts, moved) | without(expected.definitions, altered),
-        without(found.facts - excused, moved) | without(found.definitions, altered),
+        without(found.facts, moved) | without(found.definitions, altered),
     )
 
 
@@ -1775,7 +1780,7 @@ def rehearsed_backup(server: Database, project: "Project") -> "Backup":
     """A backup of the migrations and the sample; their database is lost."""
     source = made_database(server, "source", server)
     with step("run the project's migrations"):
-        project.output_of(MIGRATE, source, timeouts=10)
+        project.output_of(project.migrate, source, timeouts=10)
     sample = SAMPLE
     if source.encoding != "UTF8":
         sample = SAMPLE.encode("ascii", "replace").decode()
@@ -2551,7 +2556,7 @@ def read_back(
         beside as expected,
     ):
         if not restored.run.options.rehearsal:  # it compares their table
-            plan = project.output_of(SHOW_MIGRATIONS, restored)
+            plan = project.output_of(project.show_migrations, restored)
         wait_for(facts, definitions)
         if expected:
             expected.wait()
@@ -2601,7 +2606,7 @@ def not_compared(
     backup: Backup, reading: Reading, expected: Contents, found: Contents
 ) -> Words:
     """What is not compared, and why."""
-    reasons = dict(expected.reasons)
+    reasons = dict(sorted(expected.reasons.items()))
     for thing in other_extensions(expected, found):
         reasons[thing] = "an extension's, which may be of another version here"
     if backup.source:
@@ -2707,8 +2712,6 @@ def verdict_on_manage(restored: Database, project: "Project", command: str) -> s
 # project's.
 DESCRIBE = "--describe-project"
 COMMAND = "--run-project-command"
-MIGRATE = ("migrate", "--noinput", "--verbosity=0")
-SHOW_MIGRATIONS = ("showmigrations", "--plan")
 POSTGRESQL = "django.db.backends.postgresql"
 DUMMY = "django.db.backends.dummy"  # where no database is configured
 # Words of a connection that are Django's or a driver's, not libpq's.
@@ -2716,7 +2719,10 @@ NOT_LIBPQ = ("client_encoding", "prepare_threshold", "autocommit", "async_")
 SECRET = "(?i)password|secret|scram_.*_key"  # settings with such names
 ROLE_OPTION = r"(-c ?|--)role=\S+"  # -c role=anna
 # A frame of a package's, or of Python's own.
-INSTALLED = r"<frozen |[/\\](site-packages|dist-packages|python3[.\d]*)[/\\]"
+INSTALLED = (
+    r"<frozen |[/\\](site-packages|dist-packages|python3[.\d]*)[/\\]"
+    rf"|{re.escape(__file__)}"  # nor one of the drill's
+)
 ENCODE = "in DATABASE_URL, percent-encode what is special in the password"
 
 
@@ -2738,6 +2744,17 @@ class Project:
     def user(self) -> str:
         """As whom the settings connect."""
         return self.words.get("user", "postgres")
+
+    @property
+    def migrate(self) -> Command:
+        """The command that runs the migrations of the alias."""
+        alias = f"--database={self.run.options.database}"
+        return ("migrate", "--noinput", "--verbosity=0", alias)
+
+    @property
+    def show_migrations(self) -> Command:
+        """The command that tells which of them ran."""
+        return ("showmigrations", "--plan", f"--database={self.run.options.database}")
 
     def output_of(
         self, command: Iterable[str], database: Database, timeouts: int = 1
@@ -2779,11 +2796,14 @@ def answer_of(run: Run, name: str, timeouts: int, *words: str) -> str:
     with started as program:
         try:
             program.wait()
-        except ProgramFailed as failure:
-            fault = run.redacted(program.written()) or str(failure)
-            raise ProjectFails(f"{name}: the project fails", fault) from None
+        except ProgramFailed:
+            fault = run.redacted(program.written()).strip()
+            fact = f"{name}: the project fails"
+            raise ProjectFails(fact, fault, hint_for(fault)) from None
         finally:
-            log_words(name, program.said(), run)
+            # What is printed before the secrets are known is never shown.
+            if words[0] == COMMAND:
+                log_words(name, program.said(), run)
         return program.written()
 
 
@@ -2795,34 +2815,40 @@ def log_words(name: str, said: str, run: Run) -> None:
 
 
 def answer(verb: str, *words: str) -> None:
-    """Print what `answer_of` asks for, or a fault of the project's.
-
-    Its manage.py is run, with this in place of Django's command line.
-    """
+    """Print what `answer_of` asks for, or a fault of the project's; exit."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the project prints is no answer
-
-    def print_fault(_: type, error: BaseException, __: object) -> None:
-        # Until they are described, no secret is known that words might hold.
-        fault = told(error, with_words=verb == COMMAND)
-        print(fault, file=answers, flush=True)
 
     def work(_: object = None) -> None:
         if verb == DESCRIBE:
             json.dump(description_of(*words), answers)
         else:
             run_on_scratch_database(*words, stdout=answers)
-        answers.flush()
-        sys.stderr.flush()
-        os._exit(0)  # a thread of the project's may have no end
+        raise SystemExit(0)
 
-    sys.excepthook = print_fault
+    status = 1
+    try:
+        run_in_project(work, *words[1:])
+    except BaseException as error:  # noqa: BLE001  the process ends below
+        # Until they are described, no secret is known that words might hold.
+        with_words = verb == COMMAND
+        if isinstance(error, SystemExit) and not error.code:
+            status = 0
+        else:
+            print(told(error, with_words), file=answers)
+    answers.flush()
+    sys.stderr.flush()
+    os._exit(status)  # a thread of the project's may have no end
+
+
+def run_in_project(work: Callable[[], None], *arguments: str) -> None:
+    """Do the work as the project's manage.py does that of Django's commands."""
     from django.core import management
 
     management.execute_from_command_line = work
     for path in [*ROOT.glob("manage.py"), *sorted(ROOT.glob("*/manage.py"))]:
         sys.path.insert(0, str(path.parent))
-        sys.argv = [str(path), *words[1:]]
+        sys.argv = [str(path), *arguments]
         runpy.run_path(str(path), run_name="__main__")
     if "DJANGO_SETTINGS_MODULE" not in environ:
         place = f"no manage.py names it in {ROOT} and its folders"
@@ -2835,9 +2861,13 @@ def told(error: BaseException | None, with_words: bool) -> str:
     lines = []
     while error:
         line = type(error).__name__
-        if with_words or isinstance(error, ImportError | SyntaxError | KeyError):
-            line += f": {error}".partition("\n")[0]
         frames = traceback.extract_tb(error.__traceback__)
+        places = [frame.filename for frame in frames]
+        is_plain = isinstance(error, ImportError | SyntaxError | KeyError)
+        # ImproperlyConfigured of Django's own names settings, not their values.
+        is_django = re.search(r"[/\\]django[/\\]", "".join(places[-1:]))
+        if with_words or is_plain or is_django:
+            line += f": {error}".partition("\n")[0]
         own = [each for each in frames if not re.search(INSTALLED, each.filename)]
         for frame in (own or frames)[-1:]:
             line += f" (in {frame.filename}, line {frame.lineno})"
@@ -2888,6 +2918,8 @@ def wrapper_of(alias: str, own: dict[str, Any]) -> Any:
     try:
         backend = load_backend(own["ENGINE"])
     except (AppRegistryNotReady, ImproperlyConfigured):
+        if own["ENGINE"].startswith("django.db.backends."):
+            raise  # its driver is missing
         # As those of postgis and django-tenants, which need the apps.
         backend = load_backend(POSTGRESQL)
     return backend.DatabaseWrapper(own, alias)
@@ -3152,7 +3184,7 @@ def found_programs(run: Run, major: int, names: Command) -> Programs:
 
 def missing_programs(major: int, names: Command, found: list[Programs]) -> NotJudged:
     """The error that programs are missing, and how to install them."""
-    fact = f"{', '.join(names)} {major or ''} are needed"
+    fact = f"missing: {', '.join(names)} {major or ''}".strip()
     versions = ", ".join(programs.version for programs in found)
     package = "postgresql-client"
     if "initdb" in names:
@@ -3409,17 +3441,18 @@ class Evidence:
         if facts["verdict"] == PASSED and not_restored:
             headline = "The backup was not restored yet."
         lines = self.lines()
-        shown = [f"    {label:<13} {text}" for label, text in lines]
-        print("", headline, *shown, sep="\n", file=sys.stderr)
-        if self.sentence and environ.get("GITHUB_ACTIONS") == "true":
-            first = self.sentence.partition("\n")[0].replace("%", "%25")
-            print(f"::error title=Backup drill::{first}", flush=True)
+        # The screen comes last: it may be closed.
         if self.options.report:
             text = json.dumps(facts, indent=2)
             write_evidence(self.options.report, "w", f"{text}\n")
         if "GITHUB_STEP_SUMMARY" in environ:
             summary = Path(environ["GITHUB_STEP_SUMMARY"])
             write_evidence(summary, "a", self.markdown(headline, lines))
+        shown = [f"    {label:<13} {text}" for label, text in lines]
+        print("", headline, *shown, sep="\n", file=sys.stderr)
+        if self.sentence and environ.get("GITHUB_ACTIONS") == "true":
+            first = self.sentence.partition("\n")[0].replace("%", "%25")
+            print(f"::error title=Backup drill::{first}", flush=True)
 
     def markdown(self, headline: str, lines: list[tuple[str, str]]) -> str:
         """The evidence for GitHub's summary: tables of the acts, the facts."""
