@@ -1013,7 +1013,8 @@ config AS (
      WHERE e.oid >= 16384),
 relation AS (
     SELECT c.*, extension, sql,
-           regexp_replace(sql, '"([a-z_][a-z0-9_]*)"', '\1', 'g') AS name,
+           regexp_replace(sql, '(^|\.)"([a-z_][a-z0-9_]*)"(?=\.|$)',
+                          '\1\2', 'g') AS name,
            CASE WHEN coalesce(condition, '') = '' THEN 'ONLY ' || sql
            ELSE format('(SELECT * FROM %s %s)', sql, condition) END AS origin
       FROM pg_class AS c
@@ -1231,7 +1232,9 @@ def definitions_in(script: str) -> set[str]:
         found.add(f"{thing}: SQL with hash {digest[:16]}")
         if thing.startswith(WITH_SECRETS):
             sql = re.sub(LITERAL, "'[REDACTED]'", sql)
-        found.update(f"{thing}: {line.strip(' ,;')}" for line in sql.split("\n"))
+        for line in sql.split("\n"):
+            text = line.strip(" \t,;")
+            found.add(f"{thing}: {text}")
     return found
 
 
@@ -1699,7 +1702,7 @@ INSERT INTO backup_drill.item (kind, "Note") VALUES
     ('awkward', '  blanks around  '), ('awkward', '\.'),
     ('awkward', E'COPY backup_drill.item (x) FROM stdin;\n1\n\\.\n'),
     ('awkward', NULL), ('awkward', ''), ('awkward', '\N'),  -- NULL is neither
-    ('awkward', 'naïve Ünïcödé, 日本語, العربية, 🚑, é is not é'),
+    ('awkward', 'naïve Ünïcödé, 日本語, العربية, 🚑, é is not é'),
     ('awkward', '-- PostgreSQL database dump complete'),
     ('awkward', repeat('long enough for TOAST ', 5000));
 INSERT INTO backup_drill.item (amount, ratio, share, born, seen, lasted) VALUES
@@ -1964,6 +1967,7 @@ DAMAGE = (
     "unexpected|premature end|Unfinished stream|end of (file|input)|too short",
     "[Cc]orrupt|[Ii]ntegrity|crc error|length error|Decompression error",
     "uncompress|not recognized|[Uu]nrecognized (?!option)|unknown header",
+    "match checksum|incorrect (data|header|length) check|could not close data",
     "unsupported format|magic|could not open .*No such file|could not find",
     "out of range|invalid (?!option|mem)",
 )
@@ -2001,14 +2005,17 @@ class Backup:
         good = self.format.good
         return run.started(name, *words, stdout=PIPE, good=good)
 
-    def beginning(self, run: Run, programs: "Programs", *options: str) -> bytes:
-        """The first megabyte of its SQL; less where it is damaged."""
+    def beginning(
+        self, run: Run, programs: "Programs", *options: str
+    ) -> tuple[bytes, Lines]:
+        """The first megabyte of its SQL, and what is said of damage."""
+        problems = []
         with self.reader(run, programs, *options) as reader:
             with reader.limited():
                 content = io.BufferedReader(reader.popen.stdout).read(LONGEST)
             if len(content) < LONGEST:
-                problems_of(reader)
-            return content
+                problems = problems_of(reader)
+        return content, problems
 
 
 def members_of(path: Path) -> list[Path]:
@@ -2028,6 +2035,8 @@ def size_of(path: Path) -> int:
 
 def adopted_backup(path: Path, run: Run) -> Backup:
     """A backup that another program has made."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise NotJudged(f"{path} is no file", "write what it gives into one")
     programs = found_programs(run, NEWEST, CLIENTS)
     # An empty folder has no time.
     written = max((file.stat().st_mtime for file in members_of(path)), default=0)
@@ -2063,15 +2072,17 @@ def decrypted(path: Path, run: Run) -> Path:
 def readable_backup(found: Backup, run: Run, programs: "Programs") -> Backup:
     """The backup with what its beginning tells. Raises NotReadable."""
     backup = replace(found, format=format_of(found.path))
+    if problems_of_files(backup):
+        return backup
     options = []
     if backup.format.command == PG_RESTORE:
         options.append("--create")  # which tells the locale
-    beginning = backup.beginning(run, programs, *options)
+    beginning, problems = backup.beginning(run, programs, *options)
     announced = Reading(io.BytesIO(beginning))
     written = backup.written
     if options:
         written = time_of_archive(backup, run, programs)
-    else:
+    elif not problems:
         require_sql(backup.path, beginning, announced)
     locale = "".join(announced.told["locale"])
     encoding = re.search(r"ENCODING = '(\w+)'|$", locale)[1] or "UTF8"
@@ -2188,7 +2199,7 @@ def validated_reading(backup: Backup, server: Database) -> tuple[Reading, str]:
     if size_of(backup.path) == 0:
         problems = ["it is empty"]
     if backup.sha256:
-        problems += problems_of_checksum(sha256, backup.sha256)
+        problems = problems_of_checksum(sha256, backup.sha256) + problems
     refuse("the backup is damaged", problems)
     if backup.format != UNREAD:
         require_loadable(reading, server)
@@ -2206,11 +2217,13 @@ def unread(backup: Backup) -> tuple[Reading, Lines]:
 
 def read_whole(backup: Backup, server: Database) -> tuple[Reading, Lines]:
     """What a backup says, and what is wrong with it."""
+    problems = problems_of_files(backup)
+    if problems:  # a cut tar would keep pg_restore for ever
+        return Reading(io.BytesIO()), problems
     with backup.reader(server.run, server.programs) as program:
         with program.limited():
             reading = Reading(io.BufferedReader(program.popen.stdout, LONGEST))
-        problems = problems_of(program)
-    problems += problems_of_files(backup) + reading.problems
+        problems = problems_of(program) + reading.problems
     if backup.source:
         problems += problems_of_source(reading, backup.source)
     elif not problems and not reading.named("TABLE", "TABLE DATA"):
@@ -2239,7 +2252,7 @@ def problems_of_files(backup: Backup) -> Lines:
             if form and not re.match(form.begins, head):
                 problems.append(f"{file.name}: it is no file of {form.name}")
     if backup.format.name == "tar" and not ends_well(backup.path):
-        problems.append("the tar is cut, or damaged, or not its own end")
+        problems.append("the tar is cut, damaged, or goes on behind its end")
     return problems
 
 
@@ -2312,7 +2325,8 @@ def require_loadable(reading: Reading, server: Database) -> None:
             "a load would write into the other server: dump without them",
         ),
         (
-            "INSERT INTO pg_catalog" in reading.told["insert"],
+            "INSERT INTO pg_catalog" in reading.told["insert"]
+            or any(table.startswith("table pg_catalog.") for table in reading.rows),
             "it writes into PostgreSQL's own tables",
             "pg_dump writes nothing of the kind: find out who did",
         ),
@@ -2327,14 +2341,15 @@ def require_loadable(reading: Reading, server: Database) -> None:
 
 
 def require_damage_seen(backup: Backup, server: Database) -> None:
-    """Raise NotJudged unless half of a backup and a flipped bit are seen."""
+    """Raise NotJudged unless a cut backup and a flipped bit are seen."""
     control = "the drill's own control failed"
-    beginning = backup.beginning(server.run, server.programs)
-    half = beginning[: len(beginning) // 2]
-    if not Reading(io.BytesIO(half)).problems:
-        raise NotJudged(control, "the reader took half a backup for whole")
-    flipped = bytes([half[0] ^ 1]) + half[1:]
-    digests = [hashlib.sha256(each).hexdigest() for each in (half, flipped)]
+    beginning, _ = backup.beginning(server.run, server.programs)
+    # Half of one that is there twice would be whole.
+    cut = beginning[: len(beginning) * 2 // 5]
+    if not Reading(io.BytesIO(cut)).problems:
+        raise NotJudged(control, "the reader took a cut backup for whole")
+    flipped = bytes([cut[0] ^ 1]) + cut[1:]
+    digests = [hashlib.sha256(each).hexdigest() for each in (cut, flipped)]
     if not problems_of_checksum(*digests):
         raise NotJudged(control, "the checksum did not see a flipped bit")
 
@@ -2374,7 +2389,8 @@ KEPT = "^SET (SESSION AUTHORIZATION|search_path|default_[a-z_]+) "
 # what each new database has: table data public.film, comment EXTENSION plpgsql
 UNMATCHED = (
     "(table data|sequence set|materialized view data|statistics data|blob.*"
-    "|(default )?acl|security label|database( properties)?) "
+    "|(default )?acl|security label|comment LARGE OBJECT"
+    "|database( properties)?) "
     "|(schema|extension|comment|.* language) ([A-Z]+ )?(public|plpgsql)$"
 )
 OLDEST_NAMES = 10  # the version that first wrote names of entries as today
@@ -2535,7 +2551,8 @@ def verdict_on_load(
         same_major and entry.kind != "EXTENSION",
         restored.locale == backup.locale,
     )
-    if is_blamed and entry.kind != BEHIND:
+    is_of_others = entry.kind == BEHIND and reading.told[BEHIND]
+    if is_blamed and not is_of_others:
         return BackupIsBad(f"{fact}\n  {place}")
     return NotJudged(fact, place, hint_for(report.cause))
 
@@ -3514,24 +3531,28 @@ def table_of(head: Command, rows: Iterable[Command]) -> str:
 
 def counts_of(contents: Contents) -> dict[str, Any]:
     """How much a database holds, of what."""
-    facts = "\n".join(sorted(contents.facts))
-    definitions = "\n".join(contents.definitions)
     # table public.film: 1000 rows
-    rows = re.findall(r"(?m)^table (.*): (\d+) rows$", facts)
-    rows_of_tables = {table: int(count) for table, count in rows}
+    tables = matches(r"table (.*): (\d+) rows", contents.facts)
+    rows_of_tables = {match[1]: int(match[2]) for match in tables}
     # sequence public.film_id_seq: 1000, not called yet
-    sequences = re.findall(r"(?m)^sequence .*: -?\d+(?:, n.*)?$", facts)
-    large_objects = re.findall(r"(?m)^large objects: (\d+) rows$", facts)
+    sequences = matches(r"sequence .*: -?\d+(, .*)?", contents.facts)
+    large_objects = matches(r"large objects: (\d+) rows", contents.facts)
     # view public.film_list: SQL with hash 0123456789abcdef
-    objects = re.findall(r"(?m): SQL with hash \w+$", definitions)
+    objects = matches(r".*: SQL with hash \w+", contents.definitions)
     return {
-        "tables": len(rows),
+        "tables": len(tables),
         "rows": sum(rows_of_tables.values()),
         "objects": len(objects),
         "rows_of_tables": rows_of_tables,
         "sequences": len(sequences),
-        "large_objects": sum(map(int, large_objects)),
+        "large_objects": sum(int(match[1]) for match in large_objects),
     }
+
+
+def matches(pattern: str, lines: Iterable[str]) -> list[re.Match[str]]:
+    """How the lines match that do; a name in them may hold a line feed."""
+    found = [re.fullmatch(pattern, line, re.DOTALL) for line in sorted(lines)]
+    return list(filter(None, found))
 
 
 def version_of_drill() -> str:
@@ -3751,8 +3772,10 @@ def reports_into(options: Options) -> bool:
 
 def open_missing_streams() -> None:
     """Open what the process was started without, before anything else is."""
-    while os.open(os.devnull, os.O_RDWR) < 3:
-        pass
+    descriptor = os.open(os.devnull, os.O_RDWR)
+    while descriptor < 3:
+        descriptor = os.open(os.devnull, os.O_RDWR)
+    os.close(descriptor)
     sys.stdout = sys.stdout or io.StringIO()
     sys.stderr = sys.stderr or io.StringIO()
 
