@@ -648,11 +648,11 @@ HINTS = {
     "startup parameter": "let the settings name the server, not its pooler",
     "Error loading .* module": "install the driver, or name another: --database",
     "invalid connection option": "take it out of OPTIONS: these programs are older",
-    "^(42|3F000|55000)": "use the version of PostgreSQL that wrote it",
     "^(23505|23514|23P01|42P17)": (
         "texts may have another order here: use --no-throwaway"
         " on a server with the locale of the source"
     ),
+    "^(42|3F000|55000)": "use the version of PostgreSQL that wrote it",
     "No such file or directory: '[a-z0-9]+'": "install it: zstd, xz-utils, ...",
     "shared librar": "install the program once more: it lacks a library",
     "^25006": "the server is a standby, or read-only: use --throwaway",
@@ -1611,11 +1611,10 @@ class Reading:
         for table in self.swallowed & tables:
             block = f"table {table}: its data lie in another's COPY block"
             self.problems.append(block)
-        kinds = Counter(entry.kind for entry in self.entries)
         parts = self.counted["header"]
         for is_so, problem in [
             (
-                len(self.sequences) < kinds["SEQUENCE SET"],
+                len(self.sequences) < len(self.named("SEQUENCE SET")),
                 "values of sequences are missing",
             ),
             (

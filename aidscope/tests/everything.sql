@@ -75,7 +75,7 @@ VALUES ('COPY extra.nil (id) FROM stdin;'),
        ('-- PostgreSQL database dump complete'),
        (E'\n\\.\n\n--\n-- PostgreSQL database dump complete\n--\n');
 
-CREATE TABLE extra.short (                          -- each kind of value, hashed its way
+CREATE TABLE extra.short (                          -- each kind of value that is hashed
     flag     boolean,
     small    smallint,
     whole    integer,
@@ -86,6 +86,10 @@ CREATE TABLE extra.short (                          -- each kind of value, hashe
 INSERT INTO extra.short
 VALUES (true, 1, 1, 2, 1, 'a'),
        (NULL, NULL, NULL, NULL, NULL, NULL);
+
+CREATE TABLE extra.person (id integer, mail text);  -- see damage.sql
+INSERT INTO extra.person
+VALUES (1799, 'hans.1799@example.org'), (9967, 'hans.9967@example.org');
 
 CREATE TABLE extra.visit (day date NOT NULL, who text) PARTITION BY RANGE (day);
 CREATE TABLE extra.visit_2023 PARTITION OF extra.visit
@@ -212,6 +216,49 @@ INSERT INTO odd.a VALUES (1, 2);
 INSERT INTO odd.b VALUES (2, 1);
 ALTER TABLE odd.a ADD FOREIGN KEY (b) REFERENCES odd.b;
 ALTER TABLE odd.b ADD FOREIGN KEY (a) REFERENCES odd.a;
+
+CREATE TABLE odd.void (a integer, b text);          -- rows of nothing but NULL
+INSERT INTO odd.void VALUES (NULL, NULL), (NULL, NULL);
+
+CREATE TABLE odd.bill (id integer PRIMARY KEY) PARTITION BY LIST (id);
+CREATE TABLE odd.bill_1 PARTITION OF odd.bill FOR VALUES IN (1);
+CREATE TABLE odd.bill_2 PARTITION OF odd.bill FOR VALUES IN (2);
+CREATE TABLE odd.paid (bill integer REFERENCES odd.bill) PARTITION BY LIST (bill);
+CREATE TABLE odd.paid_1 PARTITION OF odd.paid FOR VALUES IN (1);
+CREATE TABLE odd.paid_2 PARTITION OF odd.paid FOR VALUES IN (2);
+INSERT INTO odd.bill VALUES (1), (2);
+INSERT INTO odd.paid VALUES (1);
+
+CREATE TABLE odd.c (id integer PRIMARY KEY);
+CREATE TABLE odd.d (c integer REFERENCES odd.c);
+CREATE FUNCTION odd.stop() RETURNS trigger LANGUAGE plpgsql AS
+'BEGIN RETURN NULL; END';
+CREATE TRIGGER stop BEFORE INSERT ON odd.d FOR EACH ROW EXECUTE FUNCTION odd.stop();
+ALTER TABLE odd.d DISABLE TRIGGER ALL;              -- its foreign key's, too
+INSERT INTO odd.c VALUES (1);
+INSERT INTO odd.d VALUES (1);
+CREATE TABLE odd.fixed AS SELECT 'a' AS code;
+CREATE FUNCTION odd.keep() RETURNS trigger LANGUAGE plpgsql AS
+$$BEGIN NEW.code := OLD.code; RETURN NEW; END$$;
+CREATE TRIGGER keep BEFORE UPDATE ON odd.fixed
+   FOR EACH ROW EXECUTE FUNCTION odd.keep();        -- takes changes back
+ALTER TABLE odd.fixed ENABLE ALWAYS TRIGGER keep;
+CREATE FUNCTION odd.standard() RETURNS bigint LANGUAGE sql
+BEGIN ATOMIC SELECT 1; SELECT CASE WHEN true THEN count(*) END FROM odd.c;
+END;
+CREATE PROCEDURE odd.standard_too() LANGUAGE sql BEGIN ATOMIC END;
+CREATE TABLE odd.partly (a integer, b text);
+INSERT INTO odd.partly VALUES (NULL, NULL), (1, 'one');
+SELECT lo_put(lo_create(4713), 5000000, 'behind a hole');
+
+CREATE SCHEMA "A b";
+CREATE TABLE "A b"."COPY x (y) FROM stdin;" ("100%s" text, "
+--" text);
+INSERT INTO "A b"."COPY x (y) FROM stdin;"
+VALUES ('\.', E'\n\\.\n'), ('-- PostgreSQL database dump complete', NULL);
+CREATE VIEW "A b"."it's" AS SELECT 1 AS "%I 'b'";
+CREATE TABLE "A b"."x y" ();
+INSERT INTO "A b"."x y" DEFAULT VALUES;
 
 CREATE SCHEMA a;
 CREATE SCHEMA "a.b";

@@ -1,89 +1,200 @@
-"""What the drill's functions made of one database, for tests that need no whole run.
+"""The drill's own functions, called in the process of the tests: it saves half a run.
 
-backup       of the database that has everything, validated
-restored     the scratch database that was loaded from it
-reference    the scratch database with the definitions alone
+Only what the project's code does is left out here, unless a settings module is named:
+the settings are the suite's, and a command of Django's prints nothing.
+
+backup      of the database that has everything, validated
+restored    the scratch database that was loaded from it
+expected    what a database that was restored from it holds
 """
 
+import io
+import logging
+import os
+import sys
+import unittest
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
-from typing import NamedTuple
+from contextlib import (
+    ExitStack,
+    contextmanager,
+    nullcontext,
+    redirect_stderr,
+    redirect_stdout,
+)
+from dataclasses import dataclass, replace
+from functools import cache
+from multiprocessing.util import Finalize
+from typing import Any
+from unittest.mock import patch
 
-from aidscope.tests.support import NUMBERS, everything, execute, once, until_the_end
-from aidscope.tests.support import server as suites_server
+from aidscope.tests.support import (
+    NUMBERS,
+    Ended,
+    Place,
+    Server,
+    everything,
+    execute,
+    folder,
+)
+from aidscope.tests.support import server as server_of_tests
 from scripts import test_backup_restore as drill
 
+described_project = drill.described_project
 
-class Made(NamedTuple):
-    """What was made of the database that has everything."""
+
+class ProjectWithoutApps(drill.Project):
+    """A project whose commands do nothing."""
+
+    def output_of(self, *_: object, **__: object) -> str:
+        """What none of them prints."""
+        return ""
+
+
+def project_on(
+    run: drill.Run, home: Server, database: str = "postgres", user: str = "postgres"
+) -> drill.Project:
+    """A project whose settings name this database of a server."""
+    words = {"dbname": database, "host": str(home.data), "user": user}
+    return ProjectWithoutApps(run, drill.POSTGRESQL, "postgresql", "", words)
+
+
+def drilled(
+    here: Place,
+    *arguments: str,
+    database: str = "postgres",
+    user: str = "postgres",
+    secrets: tuple[str, ...] = (),
+    settings: str = "",
+    **environment: str,
+) -> Ended:
+    """A run in this process, of a project whose settings name the database.
+
+    The secrets are what the settings hold besides. With a settings module the project
+    is a real one, whose code runs in processes of its own.
+    """
+    if settings:
+        environment["DJANGO_SETTINGS_MODULE"] = settings
+
+    def described(run: drill.Run) -> drill.Project:
+        if settings:
+            return described_project(run)
+        run = replace(run, secrets=secrets)
+        return project_on(run, here.home, database, user)
+
+    with (
+        redirect_stdout(io.StringIO()) as stdout,
+        redirect_stderr(io.StringIO()) as stderr,
+        patch.dict(os.environ, here.environment(**environment), clear=True),
+        patch.dict(sys.modules, {"__main__": drill}),  # where unittest finds the tests
+        patch.object(unittest.defaultTestLoader, "testNamePatterns", None),  # of -k
+        patch.object(logging.root, "handlers", []),
+        patch.object(drill, "described_project", described),
+        # A signal is about the tests, which no drill may keep from ending.
+        patch.object(drill, "interruptible", nullcontext),
+        patch.object(drill, "ignore_endings", lambda: None),
+    ):
+        status = drill.main(["drill", "--report", str(here.report), *arguments])
+    return here.over(status, stdout.getvalue(), stderr.getvalue())
+
+
+# --- One database, its backup, and what came back -------------------------------------
+
+
+@dataclass(frozen=True)
+class Made:
+    """What was made of the database that has everything: nobody writes to it."""
 
     backup: drill.Backup
-    scan: drill.Scan
+    reading: drill.Reading
     restored: drill.Database
-    reference: drill.Database
+    expected: drill.Contents
+    facts: list[Any]  # that psql tells of the restored database
+    definitions: str  # that pg_dump tells of it
 
 
-@once
+@cache
 def server() -> drill.Database:
-    """The suite's server, as a run of the drill's sees it."""
-    enter = until_the_end().enter_context
-    run = enter(drill.started_run(drill.parsed(["--timeout", "60"])[0]))
-    words = {"host": str(suites_server().data), "user": "postgres"}
-    made = drill.introduced(drill.Database(run, "postgres", words))
-    enter(drill.scratch_work(made))
-    return made
+    """The server of the tests, as a run of the drill's sees it."""
+    stack = ExitStack()
+    Finalize(None, stack.close, exitpriority=2)  # before the server ends
+    options, _ = drill.parsed(["--live", "--no-throwaway", "--timeout", "60"])
+    with patch.dict(os.environ, TMPDIR=str(folder())):
+        run = stack.enter_context(drill.started_run(options))
+    found = drill.configured_database(project_on(run, server_of_tests()))
+    stack.enter_context(drill.scratch_work(found))
+    return found
 
 
-@once
+@cache
 def made() -> Made:
-    """The backup, and what it brings back: nobody writes to it."""
-    backup = drill.dumped(replace(server(), name=everything()))
-    scan = drill.validated(backup, server())
-    restored = drill.made_database(server(), "restored", backup.like, scan)
-    _, reference = drill.load_backup(backup, restored)
-    return Made(backup, scan, restored, reference)
+    """The backup, and what it brings back."""
+    backup = drill.written_backup(replace(server(), name=everything()))
+    reading, _ = drill.validated_reading(backup, server())
+    restored = drill.made_database(server(), "restored", backup)
+    reference = drill.made_database(server(), "reference", restored)
+    drill.load_backup(backup, reading, restored, reference)
+    script = definitions_of(reference)
+    expected = drill.expected_of_source(backup.source, script)
+    facts, definitions = facts_of(restored), definitions_of(restored)
+    return Made(backup, reading, restored, expected, facts, definitions)
+
+
+def facts_of(database: drill.Database) -> list[Any]:
+    """What psql tells of a database."""
+    return drill.values_in(drill.output_of(drill.facts_of(database)))
+
+
+def definitions_of(database: drill.Database) -> str:
+    """What pg_dump tells of a database."""
+    return drill.output_of(database.started(*drill.DEFINITIONS))
 
 
 @contextmanager
-def scratch_database(clauses: str) -> Iterator[drill.Database]:
+def scratch_database(template: str) -> Iterator[drill.Database]:
     """A database of the block's; the name is none that a drill would drop."""
     name = f"site_{next(NUMBERS)}"
-    execute("postgres", f"CREATE DATABASE {name} TEMPLATE {clauses}")
+    strategy = "STRATEGY file_copy" if made().restored.major >= 15 else ""  # is faster
+    execute("postgres", f"CREATE DATABASE {name} TEMPLATE {template} {strategy}")
     try:
-        yield replace(server(), name=name)
+        yield replace(made().restored, name=name)
     finally:
         execute("postgres", f"DROP DATABASE {name} WITH (FORCE)")
 
 
-def differences_of(database: drill.Database) -> list[str]:
-    """What the drill says of a database in the place of the restored one."""
-    backup, scan, _, reference = made()
-    found, expected = drill.read_both(backup, scan, database, reference)
-    return drill.differences(expected, found)
+def differences_after(
+    sql: str, with_facts: bool = True, with_definitions: bool = True
+) -> list[str]:
+    """What the drill says of a copy of the restored database after this SQL.
 
-
-def differences_after(sql: str) -> list[str]:
-    """What the drill says of a copy of the restored database after this SQL."""
+    What is not read again is taken to be as it was.
+    """
+    facts, definitions = made().facts, made().definitions
     with scratch_database(made().restored.name) as copy:
         execute(copy.name, sql)
-        return differences_of(copy)
+        if with_facts:
+            facts = facts_of(copy)
+        if with_definitions:
+            definitions = definitions_of(copy)
+    found = drill.contents_from(facts, definitions)
+    return list(map(str, drill.contents_apart(made().expected, found)))
 
 
 def said_by_validation(backup: drill.Backup) -> str:
     """The problems that validation finds in a copy of the backup."""
     try:
-        drill.validated(backup, server())
+        drill.validated_reading(backup, server())
     except drill.BackupIsBad as refusal:
         return str(refusal)
     return ""
 
 
 def said_by_restore(backup: drill.Backup) -> str:
-    """What keeps the copy from being restored, or else the first differences."""
+    """What keeps the copy from being restored, or else the differences."""
+    reading, _ = drill.validated_reading(backup, server())
     with scratch_database("template0") as restored:
         try:
-            drill.load_backup(replace(backup, source=None), restored)
+            drill.load_backup(backup, reading, restored, None)
         except drill.BackupIsBad as refusal:
             return str(refusal)
-        return "\n".join(differences_of(restored)[:3])
+        found = drill.contents_from(facts_of(restored), definitions_of(restored))
+    return "\n".join(map(str, drill.contents_apart(made().expected, found)))

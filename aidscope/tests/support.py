@@ -1,14 +1,15 @@
 """What the tests are made of: a server, its databases and roles, and runs of the drill.
 
-The drill is only ever run as a process, in a place that shows what a run leaves behind.
+Each process that runs tests has a server and a folder of its own, from the first test
+that needs them until it ends.
 
+row        a case of a table: the values of one call; its words name the test
 place      a folder with the TMPDIR of its runs and the programs that they find first
 stand-in   a shell script that is found in place of one of PostgreSQL's programs
 act        a moment of a run, at which a stand-in can hold the run
 """
 
-import atexit
-import functools
+import copyreg
 import itertools
 import json
 import os
@@ -22,24 +23,25 @@ import sys
 import tempfile
 import time
 import unittest
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
+from multiprocessing.util import Finalize
 from pathlib import Path
-from threading import RLock
-from typing import Any, NamedTuple
+from types import TracebackType
+from typing import Any
 from urllib.parse import quote
 
-try:
-    import psycopg2 as driver
-except ImportError:
-    import psycopg as driver
+import psycopg2
+
+from scripts.test_backup_restore import SAMPLE
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "test_backup_restore.py"
 BOUND = 60.0  # seconds within which everything that the tests start is over
 CLIENTS = ("pg_dump", "psql", "pg_restore")
+SERVER_PROGRAMS = ("postgres", "initdb", "pg_ctl")
 USUAL_FOLDERS = (
     "usr/lib/postgresql/*/bin",
     "usr/pgsql-*/bin",
@@ -48,131 +50,112 @@ USUAL_FOLDERS = (
 )
 # What the machine that runs the tests may have set.
 HIDDEN = {"DATABASE_URL", "DJANGO_SETTINGS_MODULE", "GITHUB_STEP_SUMMARY", "PYTHONPATH"}
-HIDDEN |= {"DJANGO_CONFIGURATION", "GITHUB_ACTIONS", "LANGUAGE"}
-
-
-def once(make: Callable[[], Any]) -> Callable[[], Any]:
-    """The function, which is called once, whichever thread asks first."""
-    cached, lock = functools.cache(make), RLock()
-
-    @functools.wraps(make)
-    def made() -> Any:
-        with lock:
-            return cached()
-
-    return made
-
+HIDDEN |= {"BACKUP_DRILL_OPTIONS", "DJANGO_CONFIGURATION", "GITHUB_ACTIONS", "LANGUAGE"}
 
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     # As under nohup. A drill would inherit that; it does not inherit a handler.
     signal.signal(signal.SIGHUP, lambda *_: None)
+# Tests that run in parallel send what they raise to another process, where a traceback
+# cannot go: Django would end there. They are shown without --parallel.
+copyreg.pickle(TracebackType, lambda _: (type(None), ()))
 
 
-# --- Tests that run two at a time -----------------------------------------------------
+# --- Cases ----------------------------------------------------------------------------
 
-POOL = ThreadPoolExecutor(2)
-AHEAD = 3  # how many tests are begun before unittest asks for them
-TESTS: list[Callable[[], Any]] = []  # of every case, in the order of their runs
-FUTURES: dict[int, Future] = {}
-
-
-class Row(dict[str, str]):
-    """A row of a table: fields by name, empty where it does not have them."""
-
-    def __missing__(self, _field: str) -> str:
-        return ""
+HEADLINES = {
+    "passed": "The backup ",  # restores, or was not restored yet
+    "failed": "The backup is bad.",
+    "error": "The backup could not be judged.",
+    "skipped": "The drill was skipped.",
+}
+SECRET = "Krokodil"  # stands for a password, or for somebody's row: it is never shown
 
 
-def rows(text: str) -> dict[str, Row]:
-    """The rows of a table: a name, and below it, indented, `field: value` each.
+@dataclass(frozen=True)
+class Ended:
+    """A run of the drill that is over."""
 
-    The lines of a longer value follow, indented once more.
-    """
-    table: dict[str, Row] = {}
-    row, field = Row(), ""
-    for line in filter(str.strip, text.splitlines()):
-        if not line.startswith(" "):
-            assert line not in table, f"two rows are called {line!r}"
-            row = table[line] = Row()
-        elif line.startswith(8 * " "):
-            row[field] = f"{row[field]}\n{line[8:]}".removeprefix("\n")
-        else:
-            field, _, value = line.strip().partition(":")
-            row[field] = value.strip()
-    return table
+    status: int
+    stdout: str
+    stderr: str
+    report: dict[str, Any]
+    summary: str
+
+    @property
+    def said(self) -> str:
+        """All that it printed."""
+        return self.stdout + self.stderr
+
+    @property
+    def acts(self) -> dict[str, str]:
+        """The verdict on each act that was begun."""
+        acts = self.report.get("acts", {})
+        return {name: act["verdict"] for name, act in acts.items()}
+
+    @property
+    def was_private(self) -> bool:
+        """Whether its scratch databases were on a server of its own."""
+        return self.report["server_is"] == "private"
+
+    @property
+    def not_compared(self) -> dict[str, str]:
+        """What was not compared, and why."""
+        return self.report["not_compared"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A case of a table; its words name the test."""
+
+    words: str
 
 
 class Case(unittest.TestCase):
-    """Tests that run two at a time, each begun before unittest asks for it.
-
-    With a table, there is a test for each row: `self.judge(row)`. Each test has an
-    instance to itself, without set-up or cleanups.
-    """
+    """Tests, or a table that has one test for each row: `self.judge(row)`."""
 
     maxDiff = None
+    judge: Callable[[Any], None]
 
-    def __init_subclass__(cls, table: str | Mapping[str, Any] = "") -> None:
+    def __init_subclass__(cls, table: Iterable[Row] = ()) -> None:
         super().__init_subclass__()
-        for words, row in (rows(table) if isinstance(table, str) else table).items():
-            name = "_".join(["test", *re.findall(r"\w+", words)])
-            assert not hasattr(cls, name), f"two rows are called {words!r}"
-            setattr(cls, name, test_of_row(words, row))
-        for name in sorted(vars(cls)):
-            if name.startswith("test_"):
-                setattr(cls, name, begun_ahead(cls, name))
+        for row in table:
+            name = "_".join(["test", *re.findall(r"\w+", row.words)])
+            assert not hasattr(cls, name), f"two rows are called {row.words!r}"
+            setattr(cls, name, test_of(row))
 
-    def judge(self, row: Row) -> None:
-        """Run the drill as the row says, which ends as the row says."""
-        with prepared(row) as (here, words, how):
-            self.assert_row(here.drill(*words, **how), row)
-
-    def assert_row(self, over: "Ended", row: Row) -> None:
-        """The run ended as the row says."""
-        verdict, _, act = row["ends"].partition(" in ")
-        self.assert_verdict(over, verdict, *row["says"].split(" | "))
+    def assert_verdict(
+        self, over: Ended, verdict: str, *parts: str, act: str = ""
+    ) -> None:
+        """The run ended with the verdict, in an act if one is named, and said parts."""
+        status = int(verdict in ("failed", "error"))
+        self.assertEqual(over.status, status, over.said)
+        self.assert_said(over, HEADLINES[verdict], *parts)
         if act:
-            self.assertEqual(over.report["tests"][act]["verdict"], verdict, over.said)
-        for fact, value in json.loads(row["report"] or "{}").items():
-            self.assertEqual(over.report.get(fact), value, fact)
+            self.assertEqual(over.acts.get(act), verdict, over.said)
 
-    def assert_verdict(self, over: "Ended", verdict: str, *parts: str) -> None:
-        """The run ended with the verdict, and said these parts."""
-        self.assertEqual(over.status, int(verdict in ("failed", "error")), over.said)
-        self.assertIn(HEADLINES[verdict], over.text, over.said)
-        self.assert_said(over, *parts)
-
-    def assert_said(self, over: "Ended", *parts: str) -> None:
+    def assert_said(self, over: Ended, *parts: str) -> None:
         """The run said these parts, no secret, and showed no frames of Python's."""
         for part in parts:
-            self.assertIn(part, over.text, over.said)
+            if part not in over.said:
+                self.fail(f"not said: {part}\n{over.said}")
         self.assertNotIn("Traceback", over.said)
         for text in (over.said, json.dumps(over.report), over.summary):
             self.assertNotIn(SECRET, text)
 
+    def assert_facts(self, over: Ended, **facts: object) -> None:
+        """The report has these facts."""
+        found = {name: over.report.get(name) for name in facts}
+        self.assertEqual(found, facts, over.said)
 
-def test_of_row(words: str, row: object) -> Callable[[Case], None]:
+
+def test_of(row: Row) -> Callable[[Case], None]:
     """The test that judges a row."""
 
-    def test(case: Any) -> None:
+    def test(case: Case) -> None:
         case.judge(row)
 
-    test.__doc__ = words
+    test.__doc__ = row.words
     return test
-
-
-def begun_ahead(cls: type[Case], name: str) -> Callable[[Case], None]:
-    """The test of this name, run by the pool together with those that follow it."""
-    test, position = getattr(cls, name), len(TESTS)
-    TESTS.append(lambda: test(cls(name)))
-
-    @functools.wraps(test)
-    def awaited(_case: Case) -> None:
-        for at in range(position, min(position + AHEAD, len(TESTS))):
-            if at not in FUTURES:
-                FUTURES[at] = POOL.submit(TESTS[at])
-        FUTURES[position].result()
-
-    return awaited
 
 
 def eventually(condition: Callable[[], object], bound: float = BOUND) -> bool:
@@ -193,7 +176,66 @@ fsync = off
 full_page_writes = off
 autovacuum = off
 max_connections = 60
+jit = off
 """
+# The guard waits for the end of its stdin, which this process alone holds open, however
+# it ends. Then it ends the drills that know the folder $1, the server in there, and
+# removes the folder.
+GUARD = r"""
+trap '' HUP INT TERM
+cat
+for process in /proc/[0-9]*; do
+    if grep -qs -e "$1" "$process/cmdline" "$process/environ"; then
+        kill -s TERM "${process#/proc/}"
+    fi
+done
+if read -r server < "$1/data/postmaster.pid"; then
+    kill -s QUIT "$server"
+    while kill -s 0 "$server"; do sleep 0.02; done
+fi
+until rm -rf -- "$1"; do sleep 0.05; done
+"""
+
+
+@cache
+def programs() -> Path:
+    """The folder of the newest PostgreSQL on this machine."""
+    usual = [path for form in USUAL_FOLDERS for path in Path("/").glob(form)]
+    usual.sort(key=lambda path: [*map(int, re.findall(r"\d+", str(path)))])
+    for folder in [*reversed(usual), *map(Path, os.get_exec_path())]:
+        if all((folder / name).exists() for name in (*CLIENTS, *SERVER_PROGRAMS)):
+            return folder
+    raise AssertionError("the tests need PostgreSQL's programs: install postgresql")
+
+
+@cache
+def version() -> str:
+    """The version of those programs."""
+    said = subprocess.check_output([programs() / "psql", "--version"], text=True)
+    return re.search(r"[\d.]+", said)[0]
+
+
+@cache
+def owner() -> dict[str, Any]:
+    """For subprocess: an account that servers may run as."""
+    if os.getuid():
+        return {}
+    names = {entry.pw_name: entry for entry in pwd.getpwall()}
+    found = names.get("postgres") or names["nobody"]
+    return {"user": found.pw_uid, "group": found.pw_gid, "extra_groups": []}
+
+
+def run_as_owner(folder: Path, program: str, *words: str, **environment: str) -> None:
+    """Run one of the server's programs in the folder."""
+    subprocess.run(
+        [programs() / program, *words],
+        cwd=folder,
+        env={**os.environ, "LC_ALL": "C", **environment},
+        check=True,
+        capture_output=True,
+        timeout=BOUND,
+        **owner(),
+    )
 
 
 @dataclass(frozen=True)
@@ -210,10 +252,9 @@ class Server:
         where = f"{quote(str(self.data), safe='')}/{quote(database, safe='')}"
         return f"postgresql://{who}@{where}"
 
-    def query(self, database: str, sql: str, **words: str) -> list[tuple]:
+    def query(self, database: str, sql: str, user: str = "postgres") -> list[tuple]:
         """Run SQL, and return the rows of its last statement."""
-        words = {"user": "postgres", "dbname": database} | words
-        connection = driver.connect(host=str(self.data), **words)
+        connection = psycopg2.connect(host=str(self.data), dbname=database, user=user)
         try:
             connection.autocommit = True
             cursor = connection.cursor()
@@ -228,45 +269,19 @@ class Server:
         run_as_owner(self.data, "pg_ctl", *words, *arguments, **environment)
 
 
-@once
-def programs() -> Path:
-    """The folder of the newest PostgreSQL on this machine."""
-    usual = [path for form in USUAL_FOLDERS for path in Path("/").glob(form)]
-    usual.sort(key=lambda path: [*map(int, re.findall(r"\d+", str(path)))])
-    for folder in [*reversed(usual), *map(Path, os.get_exec_path())]:
-        if all((folder / name).exists() for name in (*CLIENTS, "initdb", "pg_ctl")):
-            return folder
-    raise AssertionError("the tests need PostgreSQL's programs: install postgresql")
-
-
-@once
-def version() -> str:
-    """The version of those programs."""
-    said = subprocess.check_output([programs() / "psql", "--version"], text=True)
-    return re.search(r"[\d.]+", said)[0]
-
-
-@once
-def owner() -> dict[str, Any]:
-    """For subprocess: an account that servers may run as."""
-    if os.getuid():
-        return {}
-    names = {entry.pw_name: entry for entry in pwd.getpwall()}
-    found = names.get("postgres") or names["nobody"]
-    return {"user": found.pw_uid, "group": found.pw_gid, "extra_groups": []}
-
-
-def run_as_owner(folder: Path, program: str, *words: str, **environment: str) -> None:
-    """Run one of the server's programs in the folder."""
-    subprocess.run(
-        [programs() / program, *words],
-        cwd=folder,
-        env=os.environ | {"LC_ALL": "C"} | environment,
-        check=True,
-        capture_output=True,
-        timeout=BOUND,
-        **owner(),
-    )
+def started_server(folder: Path, settings: str = "", **environment: str) -> Server:
+    """A server that was started, whose data are in the folder."""
+    data = folder / "data"
+    data.mkdir(mode=0o700)
+    if owner():
+        os.chown(data, owner()["user"], owner()["group"])
+    words = ("-D", str(data), "-U", "postgres", "-A", "trust", "-E", "UTF8")
+    run_as_owner(data, "initdb", "--no-sync", "--locale", "C", *words)
+    with (data / "postgresql.conf").open("a") as file:
+        file.write(f"unix_socket_directories = '{data}'\n{SERVER_SETTINGS}{settings}")
+    made = Server(data)
+    made.control("start", **environment)
+    return made
 
 
 @contextmanager
@@ -274,71 +289,76 @@ def private_server(
     folder: Path, settings: str = "", **environment: str
 ) -> Iterator[Server]:
     """A server of the block's, whose data are in the folder."""
-    data = folder / "data"
-    data.mkdir(mode=0o700)
-    if account := owner():
-        os.chown(data, account["user"], account["group"])
-    words = ("-D", str(data), "-U", "postgres", "-A", "trust", "-E", "UTF8")
-    run_as_owner(data, "initdb", "--no-sync", "--locale", "C", *words)
-    with (data / "postgresql.conf").open("a") as file:
-        socket = f"unix_socket_directories = '{data}'\n"
-        file.write(socket + SERVER_SETTINGS + settings)
-    made = Server(data)
-    made.control("start", **environment)
+    made = started_server(folder, settings, **environment)
     try:
         yield made
     finally:
         made.control("stop", "-m", "immediate")
 
 
-@once
-def until_the_end() -> ExitStack:
-    """What lasts as long as the process."""
-    stack = ExitStack()
-    atexit.register(stack.close)
-    return stack
-
-
-@once
+@cache
 def folder() -> Path:
-    """A folder for the suite's files: in memory, where there is room."""
+    """A folder for the files of this process, in memory where there is room."""
     memory = Path("/dev/shm")
-    roomy = os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 2**30
-    path = Path(tempfile.mkdtemp(prefix="suite_", dir=memory if roomy else None))
-    until_the_end().callback(shutil.rmtree, path, ignore_errors=True)
+    is_roomy = os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 2**30
+    path = Path(tempfile.mkdtemp(prefix="suite_", dir=memory if is_roomy else None))
     path.chmod(0o755)  # root's servers run as somebody else
+    guard = subprocess.Popen(
+        ["/bin/sh", "-c", GUARD, "guard", path],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # away from the signals of a terminal
+    )
+    # Processes that run tests in parallel end without atexit, but not without this.
+    Finalize(None, guard.communicate, exitpriority=1)
     return path
 
 
-@once
+@cache
 def server() -> Server:
-    """The suite's server."""
-    return until_the_end().enter_context(private_server(folder()))
+    """The server of this process."""
+    return started_server(folder())
 
 
 def url(database: str = "postgres", user: str = "postgres") -> str:
-    """The DATABASE_URL of a database on the suite's server."""
+    """The DATABASE_URL of a database on the server of this process."""
     return server().url(database, user)
 
 
 def execute(database: str, sql: str) -> None:
-    """Run SQL on a database of the suite's server."""
+    """Run SQL on a database of the server of this process."""
     server().query(database, sql)
 
 
 def query(database: str, sql: str) -> list[tuple]:
-    """The rows of a query on a database of the suite's server."""
+    """The rows of a query on a database of the server of this process."""
     return server().query(database, sql)
 
 
+# --- Databases and roles --------------------------------------------------------------
+
 NUMBERS = itertools.count()
+SUBSCRIPTIONS = """
+SELECT quote_ident(subname)
+  FROM pg_subscription
+  JOIN pg_database AS d ON d.oid = subdbid
+ WHERE datname = current_database()
+"""
+TABLES = """
+SELECT oid::regclass::text, coalesce(pg_partition_root(oid), oid)::regclass::text
+  FROM pg_class
+ WHERE relkind = 'r'
+   AND relnamespace::regnamespace::text !~ '^(pg_|information_schema)'
+"""
 
 
 @contextmanager
-def database(sql: str = "", name: str = "", clauses: str = "") -> Iterator[str]:
+def database(sql: str = "", clauses: str = "", name: str = "") -> Iterator[str]:
     """The name of a new database, in which the SQL was run, with {me} for its name."""
     name = name or f"site_{next(NUMBERS)}"
-    quoted = '"' + name.replace('"', '""') + '"'
+    escaped = name.replace('"', '""')
+    quoted = f'"{escaped}"'
     execute("postgres", f"CREATE DATABASE {quoted} TEMPLATE template0 {clauses}")
     try:
         if sql:
@@ -351,14 +371,6 @@ def database(sql: str = "", name: str = "", clauses: str = "") -> Iterator[str]:
                 execute(name, f"ALTER SUBSCRIPTION {subscription} {change}")
             execute(name, f"DROP SUBSCRIPTION {subscription}")
         execute("postgres", f"DROP DATABASE {quoted} WITH (FORCE)")
-
-
-SUBSCRIPTIONS = """
-SELECT quote_ident(subname)
-  FROM pg_subscription
-  JOIN pg_database AS d ON d.oid = subdbid
- WHERE datname = current_database()
-"""
 
 
 @contextmanager
@@ -383,81 +395,55 @@ def pg_dump(database: str, path: Path, *arguments: str) -> Path:
     return path
 
 
-@once
+@cache
 def everything() -> str:
     """A database with a rehearsal's tables, and every other kind of object."""
-    with place() as here:
-        here.stand_in("pg_dump", DUMP + 'cp "$target" "$PLACE/kept"; exit', DUMPS)
-        over = here.run("-k", "creation", url=url())
-        assert over.status == 0, over.said
-        made = until_the_end().enter_context(database(name="site_everything"))
-        words = ("-X", "-q", "-h", str(server().data), "-U", "postgres", "-d", made)
-        files = (here.folder / "kept", Path(__file__).with_name("everything.sql"))
-        for file in files:
-            subprocess.run(
-                [programs() / "psql", *words, "-v", "ON_ERROR_STOP=1", "-f", file],
-                check=True,
-                stdout=subprocess.DEVNULL,
-                timeout=BOUND,
-            )
-    return made
+    name = "site_everything"
+    execute("postgres", f"CREATE DATABASE {name} TEMPLATE template0")
+    subprocess.run(
+        [sys.executable, "manage.py", "migrate", "--verbosity", "0"],
+        cwd=ROOT,
+        env={**os.environ, "DATABASE_URL": url(name)},
+        check=True,
+        timeout=BOUND,
+    )
+    execute(name, SAMPLE)
+    execute(name, Path(__file__).with_name("everything.sql").read_text())
+    return name
 
 
-@once
+@cache
 def rows_of_everything() -> dict[str, int]:
     """How many rows each table of that database has, with those of its partitions."""
-    sql = """
-        SELECT oid::regclass::text, coalesce(pg_partition_root(oid), oid)::regclass::text
-          FROM pg_class
-         WHERE relkind = 'r'
-           AND relnamespace::regnamespace::text !~ '^(pg_|information_schema)'
-        """
     counted: dict[str, int] = {}
-    for table, root in query(everything(), sql):
+    for table, root in query(everything(), TABLES):
         ((rows,),) = query(everything(), f"SELECT count(*) FROM ONLY {table}")
         counted[root] = counted.get(root, 0) + rows
     return counted
 
 
-def system_programs(target: Path, without: str = "") -> Path:
-    """A new folder with the programs of this system, but PostgreSQL's and one more."""
-    target.mkdir()
-    left_out = {path.name for path in programs().iterdir()} | {without}
-    for path in [*Path("/usr/bin").iterdir(), *Path("/bin").iterdir()]:
-        if path.name not in left_out and not (target / path.name).is_symlink():
-            (target / path.name).symlink_to(path)
-    return target
+@cache
+def small() -> str:
+    """A database with two tables and two large objects."""
+    name = "site_small"
+    execute("postgres", f"CREATE DATABASE {name} TEMPLATE template0")
+    execute(name, SMALL)
+    return name
 
 
-# --- Runs -----------------------------------------------------------------------------
+# --- Places, and runs of the drill ----------------------------------------------------
 
-HEADLINES = {
-    "passed": "The backup ",  # restores, or was not restored yet
-    "failed": "The backup is bad.",
-    "error": "The backup could not be judged.",
-    "skipped": "skipped",
-}
-SECRET = "Krokodil"  # stands for a password, or for somebody's row: it is never shown
 # Patterns of the shell's for the arguments of a program.
 WORKING = "[!-]*|-[!-]*|--[!v]*"  # it is asked for more than its version
 DUMPS = "*--file*"  # pg_dump writes the backup
 READS = r"*--file\ -\ *"  # pg_restore reads an archive
-LOADS = r"*_restored*\ -1\ *|*\ -1\ *_restored*"  # psql
-
-
-class Act(NamedTuple):
-    """When a run can be held: a program, arguments of its, and of the drill's."""
-
-    program: str
-    pattern: str
-    arguments: tuple[str, ...] = ()
-
-
+LOADS = r"*_restored*\ -1\ *"  # psql
+# When a run can be held: a program, its arguments, and arguments of the drill's.
 ACTS = {
-    "set-up": Act("pg_restore", "--version"),
-    "creation": Act("pg_dump", DUMPS),
-    "validation": Act("pg_restore", READS, ("--format", "custom")),
-    "restore": Act("psql", LOADS),
+    "set-up": ("pg_dump", "--version", ()),
+    "creation": ("pg_dump", DUMPS, ()),
+    "validation": ("pg_restore", READS, ("--format", "custom")),
+    "restore": ("psql", LOADS, ()),
 }
 # The shell's commands of stand-ins.
 WAIT = """
@@ -467,7 +453,6 @@ for _ in $(seq 600); do [ -e "$PLACE/go" ] && break; sleep 0.1; done
 DUMP = """
 for word in "$@"
 do
-    case $word in --file=*) target=${word#--file=} ;; esac
     [ "$before" = --file ] && target=$word
     before=$word
 done
@@ -478,26 +463,18 @@ SPOIL = r"""
 name=$(expr "$*" : '.*\(backup_drill_[0-9a-f]*_restored\)')
 exec {psql} -X -q -h {host} -U postgres -v ON_ERROR_STOP=1 -d "$name" -c {sql}
 """
-
-
-class Ended(NamedTuple):
-    """A run that is over."""
-
-    status: int
-    stdout: str
-    stderr: str
-    report: dict[str, Any]
-    summary: str
-
-    @property
-    def said(self) -> str:
-        """All that it printed."""
-        return self.stdout + self.stderr
-
-    @property
-    def text(self) -> str:
-        """The same without its line breaks, as the evidence is folded."""
-        return " ".join(self.said.split())
+# Scratch databases whose drill runs no longer: it holds no lock.
+ABANDONED = """
+WITH lock AS (
+     SELECT classid::bigint << 32 | objid::bigint AS key
+       FROM pg_locks
+      WHERE locktype = 'advisory'
+)
+SELECT datname
+  FROM pg_database
+ WHERE datname ~ '^backup_drill_[0-9a-f]{16}_(source|reference|restored)$'
+   AND ('x' || substr(datname, 14, 16))::bit(64)::bigint NOT IN (SELECT key FROM lock)
+"""
 
 
 @dataclass(frozen=True)
@@ -514,7 +491,7 @@ class Place:
 
     @property
     def bin(self) -> Path:
-        """The folder that stands first on PATH: it has all three client programs."""
+        """The folder that stands first on PATH: it has all programs of PostgreSQL's."""
         return self.folder / "bin"
 
     @property
@@ -527,6 +504,11 @@ class Place:
         """Where a run reports as JSON."""
         return self.folder / "report.json"
 
+    @property
+    def summary(self) -> Path:
+        """The job's summary, to which runs append."""
+        return self.folder / "summary.md"
+
     def stand_in(
         self, program: str, body: str, pattern: str = WORKING, *, before: str = ""
     ) -> None:
@@ -534,33 +516,37 @@ class Place:
 
         The body is done where the arguments fit the pattern; `before` always.
         """
-        real, path = programs() / program, self.bin / program
+        path = self.bin / program
         path.unlink()
         path.write_text(
-            f"#!/bin/sh\nPLACE={shlex.quote(str(self.folder))} REAL={real}\n{before}\n"
+            f"#!/bin/sh\nPLACE={shlex.quote(str(self.folder))}\n"
+            f"REAL={programs() / program}\n{before}\n"
             f'case "$*" in\n{pattern})\n{body}\n;;\nesac\nexec "$REAL" "$@"\n'
         )
         path.chmod(0o755)
 
     def spoil(self, sql: str, program: str = "psql") -> None:
         """Have SQL run in the restored database when the program has loaded it."""
-        words = {"psql": programs() / "psql", "host": server().data}
+        words = {"psql": programs() / "psql", "host": self.home.data}
         body = SPOIL.format(sql=shlex.quote(sql), **words)
         self.stand_in(program, body, LOADS if program == "psql" else "*_restored*")
 
     def environment(self, **changes: str) -> dict[str, str]:
         """That of a fresh machine, with the changes."""
         kept = {
-            k: v for k, v in os.environ.items() if k not in HIDDEN and k[:2] != "PG"
+            name: value
+            for name, value in os.environ.items()
+            if name not in HIDDEN and not name.startswith("PG")
         }
-        own = {
+        return {
+            **kept,
             "DATABASE_URL": "",  # a developer may have a .env beside manage.py
-            "GITHUB_STEP_SUMMARY": str(self.folder / "summary.md"),
+            "GITHUB_STEP_SUMMARY": str(self.summary),
             "PATH": f"{self.bin}{os.pathsep}{os.environ['PATH']}",
             "PYTHONDONTWRITEBYTECODE": "1",
             "TMPDIR": str(self.temporary),
+            **changes,
         }
-        return kept | own | changes
 
     @contextmanager
     def started(
@@ -592,14 +578,15 @@ class Place:
     def ended(self, process: subprocess.Popen, bound: float = BOUND) -> Ended:
         """The run, once it is over, which must not take longer than the bound."""
         stdout, stderr = process.communicate(timeout=bound)
-        report, summary = self.report, self.folder / "summary.md"
-        return Ended(
-            process.returncode,
-            stdout,
-            stderr,
-            json.loads(report.read_text() or "{}") if report.is_file() else {},
-            summary.read_text(errors="replace") if summary.exists() else "",
-        )
+        return self.over(process.returncode, stdout, stderr)
+
+    def over(self, status: int, stdout: str, stderr: str) -> Ended:
+        """A run that is over, with what it wrote."""
+        report = self.report.read_text() if self.report.is_file() else ""
+        summary = ""
+        if self.summary.exists():
+            summary = self.summary.read_text(errors="replace")
+        return Ended(status, stdout, stderr, json.loads(report or "{}"), summary)
 
     def run(self, *arguments: str, **how: Any) -> Ended:
         """A run of the drill, from its start to its end."""
@@ -630,7 +617,6 @@ class Place:
             raise AssertionError("the drill did not come to wait")
         if not self.waiting:
             raise AssertionError(f"the drill ended early: {self.ended(process).said}")
-        time.sleep(0.1)  # until it has told its reaper of the programs beside that one
 
     @property
     def waiting(self) -> list[str]:
@@ -648,57 +634,28 @@ class Place:
             if str(self.folder) in given_to(int(process)):
                 kill(int(process), signal.SIGKILL)
 
-    def abandoned_databases(self) -> set[str]:
-        """The scratch databases whose drill runs no longer: it holds no lock."""
-        return {name for (name,) in self.home.query("postgres", ABANDONED)}
-
     def leftovers(self, bound: float = 5.0) -> list[str]:
         """What runs have left within the bound: folders, processes, databases."""
-        eventually(lambda: not self.left(), bound)
-        return self.left()
+        end = time.monotonic() + bound
+        left = self.left()
+        while left and time.monotonic() < end:
+            time.sleep(0.02)
+            left = self.left()
+        return left
 
     def left(self) -> list[str]:
         """What is left of runs now; processes are read as Linux shows them."""
         return [
             *map(str, self.temporary.iterdir()),
-            *(f"process {id}: {said}" for id, said in self.processes().items()),
-            *sorted(self.abandoned_databases()),
+            *(f"process {id}: {given}" for id, given in self.processes().items()),
+            *(name for (name,) in self.home.query("postgres", ABANDONED)),
         ]
 
     def processes(self) -> dict[int, str]:
         """The processes that know this place, by id: what they were given."""
-        others = {int(path.name) for path in Path("/proc").glob("[0-9]*")}
-        given = {id: given_to(id) for id in others - {os.getpid()}}
-        return {id: said for id, said in given.items() if str(self.folder) in said}
-
-
-ABANDONED = """
-WITH lock AS (
-     SELECT classid::bigint << 32 | objid::bigint AS key
-       FROM pg_locks
-      WHERE locktype = 'advisory'
-)
-SELECT datname
-  FROM pg_database
- WHERE datname ~ '^backup_drill_[0-9a-f]{16}_(source|reference|restored)$'
-   AND ('x' || substr(datname, 14, 16))::bit(64)::bigint NOT IN (SELECT key FROM lock)
-"""
-
-
-def given_to(process: int) -> str:
-    """The arguments and the environment of a process, as far as Linux shows them."""
-    said = ""
-    for source in ("cmdline", "environ"):
-        with suppress(OSError):  # it is gone, or somebody else's
-            text = Path("/proc", str(process), source).read_bytes()
-            said += text.replace(b"\0", b" ").decode(errors="replace")
-    return said
-
-
-def kill(process: int, number: signal.Signals) -> None:
-    """Send a signal to a process, if it is still there."""
-    with suppress(ProcessLookupError):
-        os.kill(process, number)
+        ids = {int(path.name) for path in Path("/proc").glob("[0-9]*")}
+        given = {id: given_to(id) for id in ids - {os.getpid()}}
+        return {id: words for id, words in given.items() if str(self.folder) in words}
 
 
 @contextmanager
@@ -707,64 +664,48 @@ def place(home: Server | None = None) -> Iterator[Place]:
     with tempfile.TemporaryDirectory(prefix="place_", dir=folder()) as name:
         here = Place(Path(name), home or server())
         here.folder.chmod(0o755)
-        for path in (here.temporary, here.bin):
-            path.mkdir()
-        for program in CLIENTS:
+        here.temporary.mkdir()
+        here.bin.mkdir()
+        for program in (*CLIENTS, *SERVER_PROGRAMS):
             (here.bin / program).symlink_to(programs() / program)
         yield here
-        if left := here.leftovers():
+        left = here.leftovers()
+        if left:
             for process in here.processes():
                 kill(process, signal.SIGQUIT)  # which a server ends cleanly at
             raise AssertionError("\n".join(["the drill has left behind:", *left]))
 
 
-@contextmanager
-def prepared(row: Row) -> Iterator[tuple[Place, list[str], dict[str, str]]]:
-    """A place, the arguments and the other words of a run, as the row's fields say.
-
-    run         arguments            role        attributes of the role that runs it
-    sql         makes a database     name        of it; `clauses` of CREATE DATABASE
-    dump        how it is dumped     backup      SQL that a plain backup holds
-    settings    of the project       url         DATABASE_URL; or else the suite's server
-    pg_dump     (psql, pg_restore) what it does where it would work
-    damage      what is done to what pg_dump wrote, $target
-    spoil       SQL that is run when psql has loaded the backup
-    """
-    with ExitStack() as stack:
-        enter, name = stack.enter_context, "postgres"
-        user = enter(role(row["role"])) if "role" in row else "postgres"
-        here = enter(place())
-        patterns = {"pg_dump": DUMPS, "psql": LOADS, "pg_restore": READS}
-        for program in patterns.keys() & row.keys():
-            here.stand_in(program, row[program], patterns[program])
-        if "damage" in row:
-            here.stand_in("pg_dump", DUMP + row["damage"], DUMPS)
-        if "spoil" in row:
-            here.spoil(row["spoil"], row["spoiled by"] or "psql")
-        if "sql" in row:
-            name = enter(database(row["sql"], row["name"], row["clauses"]))
-        words = shlex.split(row["run"])
-        if "dump" in row:
-            pg_dump(name, here.backup, *shlex.split(row["dump"]))
-            name = "postgres"
-        if "backup" in row:
-            here.backup.write_text(plain(row["backup"]))
-        if here.backup.exists():
-            words += ["--backup", str(here.backup)]
-        how = {"url": row["url"] if "url" in row else url(name, user)}
-        if "settings" in row:
-            text = f"from aidscope.settings import *\n{row['settings']}\n"
-            (here.folder / "site_settings.py").write_text(text)
-            how["DJANGO_SETTINGS_MODULE"] = "site_settings"
-            how["PYTHONPATH"] = str(here.folder)
-        yield here, words, how
+def behind(prelude: str) -> tuple[str, ...]:
+    """The command of a drill whose process has run the prelude before, in Python."""
+    become = "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    return ("-c", f"import os, sys; {prelude}; {become}", str(SCRIPT))
 
 
-def plain(sql: str) -> str:
-    """A plain backup of this SQL, which begins in its fifth line."""
-    comments = "PostgreSQL database dump", "PostgreSQL database dump complete"
-    head, foot = (f"--\n-- {comment}\n--\n\n" for comment in comments)
-    return f"{head}{sql}\n\n{foot}"
+def given_to(process: int) -> str:
+    """The arguments and the environment of a process, as far as Linux shows them."""
+    given = ""
+    for source in ("cmdline", "environ"):
+        with suppress(OSError):  # it is gone, or somebody else's
+            text = Path("/proc", str(process), source).read_bytes()
+            given += text.replace(b"\0", b" ").decode(errors="replace")
+    return given
+
+
+def kill(process: int, number: signal.Signals) -> None:
+    """Send a signal to a process, if it is still there."""
+    with suppress(ProcessLookupError):
+        os.kill(process, number)
+
+
+def system_programs(target: Path, without: str = "") -> Path:
+    """A new folder with the programs of this system, but PostgreSQL's and one more."""
+    target.mkdir()
+    left_out = {path.name for path in programs().iterdir()} | {without}
+    for path in [*Path("/usr/bin").iterdir(), *Path("/bin").iterdir()]:
+        if path.name not in left_out and not (target / path.name).is_symlink():
+            (target / path.name).symlink_to(path)
+    return target
 
 
 # --- Backups to be damaged ------------------------------------------------------------
@@ -784,7 +725,7 @@ COMPRESSORS = [
 ]
 
 
-@once
+@cache
 def originals() -> Path:
     """A folder with a healthy backup of each format, named for it."""
     home = folder() / "originals"
@@ -792,17 +733,22 @@ def originals() -> Path:
     with database(SMALL) as source:
         for form in ("plain", "custom", "directory", "tar"):
             pg_dump(source, home / form, f"-F{form}")
-    sql = (home / "plain").read_bytes()
     for form in COMPRESSORS:
-        made = subprocess.check_output([form, "-c"], input=sql)
-        (home / form).write_bytes(made)
+        compressed(home / "plain", form, home / form)
     return home
+
+
+def compressed(path: Path, program: str, target: Path) -> None:
+    """Write to the target what the program makes of a file."""
+    with path.open("rb") as source, target.open("wb") as file:
+        subprocess.run([program, "-c"], stdin=source, stdout=file, check=True)
 
 
 def copied(form: str, path: Path) -> Path:
     """The path, at which a healthy backup of the format was put."""
     original = originals() / form
-    return Path((shutil.copytree if original.is_dir() else shutil.copy)(original, path))
+    copy = shutil.copytree if original.is_dir() else shutil.copy
+    return Path(copy(original, path))
 
 
 def changed(pattern: bytes, by: bytes) -> Callable[[Path], None]:
@@ -814,3 +760,10 @@ def changed(pattern: bytes, by: bytes) -> Callable[[Path], None]:
         path.write_bytes(content)
 
     return change
+
+
+def plain(sql: str) -> str:
+    """A plain backup of this SQL, which begins in its fifth line."""
+    comments = "PostgreSQL database dump", "PostgreSQL database dump complete"
+    head, foot = (f"--\n-- {comment}\n--\n\n" for comment in comments)
+    return f"{head}{sql}\n\n{foot}"

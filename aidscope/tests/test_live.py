@@ -1,23 +1,33 @@
 """The configured database is backed up as it is, and only ever read."""
 
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from itertools import count
 from threading import Event, Thread
 
+import psycopg2
+
+from aidscope.tests.in_process import drilled
 from aidscope.tests.support import (
+    DUMP,
+    DUMPS,
     Case,
+    Ended,
     Row,
     database,
     everything,
     execute,
     place,
-    prepared,
     query,
     role,
     rows_of_everything,
+    server,
     url,
 )
+
+LIVE = ("--live", "--no-throwaway")
 
 # --- Databases that are healthy, whatever they look like ------------------------------
 
@@ -27,25 +37,23 @@ NEVER_COMPARED = {
     "settings of the database itself",
     "other databases",
 }
-HEALTHY = r"""
-an empty one
-    sql: SELECT 1
-    report: {"rows": 0}
-triggers and foreign keys that are switched off
-    sql:
-        CREATE TABLE public.a (id integer PRIMARY KEY);
-        CREATE TABLE public.b (a integer REFERENCES public.a);
-        CREATE FUNCTION public.stop() RETURNS trigger LANGUAGE plpgsql AS
-        'BEGIN RETURN NULL; END';
-        CREATE TRIGGER stop BEFORE INSERT ON public.b
-           FOR EACH ROW EXECUTE FUNCTION public.stop();
-        ALTER TABLE public.b DISABLE TRIGGER ALL;
-        INSERT INTO public.a VALUES (1);
-        INSERT INTO public.b VALUES (1)
-    report: {"rows": 2}
-    uncompared: table constraint b_a_fkey on public.b
-a ledger that only grows, and forbids all DDL
-    sql:
+
+
+@dataclass(frozen=True)
+class Healthy(Row):
+    """What makes a database, and how many rows and tables it has."""
+
+    sql: str
+    rows: int
+    tables: int = 1
+    clauses: str = ""
+    name: str = ""
+
+
+ROWS = (
+    Healthy(
+        "a ledger that only grows, and forbids all DDL",
+        """
         CREATE TABLE public.ledger (id integer CHECK (id > 0));
         INSERT INTO public.ledger VALUES (1);
         CREATE FUNCTION public.no() RETURNS trigger LANGUAGE plpgsql AS
@@ -58,32 +66,21 @@ a ledger that only grows, and forbids all DDL
         CREATE FUNCTION public.none() RETURNS event_trigger LANGUAGE plpgsql AS
         $$BEGIN RAISE 'nothing is made here'; END$$;
         CREATE EVENT TRIGGER none ON ddl_command_start EXECUTE FUNCTION public.none()
-    report: {"rows": 1}
-a trigger that takes changes back
-    sql:
-        CREATE TABLE public.kept (code text);
-        INSERT INTO public.kept VALUES ('a');
-        CREATE FUNCTION public.keep() RETURNS trigger LANGUAGE plpgsql AS
-        $$BEGIN NEW.code := OLD.code; RETURN NEW; END$$;
-        CREATE TRIGGER keep BEFORE UPDATE ON public.kept
-           FOR EACH ROW EXECUTE FUNCTION public.keep();
-        ALTER TABLE public.kept ENABLE ALWAYS TRIGGER keep
-    report: {"rows": 1}
-rows that begin with no value
-    sql:
-        CREATE TABLE public.kept (a integer, b text);
-        INSERT INTO public.kept VALUES (NULL, NULL), (1, 'one')
-    report: {"rows": 2}
-functions in the SQL standard's form
-    sql:
-        CREATE TABLE public.kept AS SELECT 1 AS id;
-        CREATE FUNCTION public.f() RETURNS bigint LANGUAGE sql
-        BEGIN ATOMIC SELECT 1; SELECT CASE WHEN true THEN count(*) END FROM public.kept;
-        END;
-        CREATE PROCEDURE public.p() LANGUAGE sql BEGIN ATOMIC END;
-    report: {"rows": 1}
-nothing but partitions by the hash of an enum
-    sql:
+        """,
+        1,
+    ),
+    Healthy("a table without rows", "CREATE TABLE public.void (id integer)", 0),
+    Healthy(
+        "rows of nothing but NULL",
+        """
+        CREATE TABLE public.void (a integer, b text);
+        INSERT INTO public.void VALUES (NULL, NULL), (NULL, NULL)
+        """,
+        2,
+    ),
+    Healthy(
+        "nothing but partitions by the hash of an enum",
+        """
         CREATE TYPE public.mood AS ENUM ('good', 'bad');
         CREATE TABLE public.spread (m public.mood) PARTITION BY HASH (m);
         CREATE TABLE public.spread_0 PARTITION OF public.spread
@@ -91,16 +88,14 @@ nothing but partitions by the hash of an enum
         CREATE TABLE public.spread_1 PARTITION OF public.spread
            FOR VALUES WITH (MODULUS 2, REMAINDER 1);
         INSERT INTO public.spread VALUES ('good'), ('bad'), ('good')
-    report: {"rows": 3}
-large objects alone
-    sql:
-        SELECT lo_from_bytea(4711, '\x00ff');
-        SELECT lo_put(lo_create(4712), 5000000, 'behind a hole');
-        COMMENT ON LARGE OBJECT 4711 IS 'two bytes'
-    report: {"rows": 0}
-names that look like something else
-    name: Odd "Name" 100%
-    sql:
+        """,
+        3,
+    ),
+)
+FORMS = (
+    Healthy(
+        "names that look like something else",
+        r"""
         CREATE SCHEMA "A b";
         CREATE TABLE "A b"."COPY x (y) FROM stdin;" ("100%s" text, "
         --" text);
@@ -111,9 +106,23 @@ names that look like something else
         y" ();
         CREATE TABLE "A b"."x y" ();
         INSERT INTO "A b"."x y" DEFAULT VALUES
-    report: {"rows": 3}
-settings that change how values are written
-    sql:
+        """,
+        3,
+        3,
+        name='Odd "Name" 100%',
+    ),
+    Healthy(
+        "names that differ by a quote",
+        """
+        CREATE TABLE public.ab AS SELECT 1 AS id;
+        CREATE TABLE public."a""b" AS SELECT n AS id FROM generate_series(1, 2) AS n
+        """,
+        3,
+        2,
+    ),
+    Healthy(
+        "settings that change how values are written",
+        r"""
         CREATE TABLE public.kept AS
         SELECT now() AS at, interval '1 day' AS span, 0.1::float8 AS ratio,
                '\x00ff'::bytea AS raw, 1.5::money AS price;
@@ -125,72 +134,172 @@ settings that change how values are written
         ALTER DATABASE {me} SET standard_conforming_strings TO off;
         ALTER DATABASE {me} SET search_path TO nowhere;
         ALTER DATABASE {me} SET default_transaction_read_only TO on
-    report: {"rows": 1}
-a subscription, on a server that goes with it
-    run: --throwaway
-    sql:
-        CREATE SUBSCRIPTION news CONNECTION 'host=127.0.0.1 port=1' PUBLICATION news
-          WITH (connect = false)
-    report: {"rows": 0}
-another encoding and locale
-    clauses: ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C'
-    sql:
+        """,
+        1,
+    ),
+    Healthy(
+        "another encoding and locale",
+        """
         CREATE TABLE public."café" AS SELECT 'naïve'::text AS word;
         CREATE INDEX word ON public."café" (word)
-    report: {"rows": 1}
-an encoding with a name of its own
-    clauses: ENCODING 'KOI8R' LC_COLLATE 'C' LC_CTYPE 'C'
-    sql: CREATE TABLE public."привет" AS SELECT 'мир'::text AS "слово"
-    report: {"rows": 1}
-bytes of no encoding
-    clauses: ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C'
-    sql:
+        """,
+        1,
+        clauses="ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C'",
+    ),
+    Healthy(
+        "an encoding with a name of its own",
+        """CREATE TABLE public."привет" AS SELECT 'мир'::text AS "слово" """,
+        1,
+        clauses="ENCODING 'KOI8R' LC_COLLATE 'C' LC_CTYPE 'C'",
+    ),
+    Healthy(
+        "bytes of no encoding",
+        r"""
         CREATE TABLE public.kept (word text);
         INSERT INTO public.kept VALUES (convert_from('\xe9', 'SQL_ASCII'));
         DO $$BEGIN
           EXECUTE format('COMMENT ON COLUMN public.kept.word IS %L',
                          convert_from('\xe9', 'SQL_ASCII')); END$$
-    report: {"rows": 1}
-"""
+        """,
+        1,
+        clauses="ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C'",
+    ),
+)
 
 
-class HealthyTests(Case, table=HEALTHY):
-    """No healthy database raises an alarm; what a dump cannot carry is named."""
+class HealthyCase(Case):
+    """No healthy database raises an alarm."""
 
-    def judge(self, row: Row) -> None:
+    def judge(self, row: Healthy) -> None:
         """It passes, and every row is compared."""
-        with prepared(row) as (here, words, how):
-            over = here.drill("--live", "--strict", *words, **how)
-            self.assert_row(over, Row(row, ends="passed"))
-        self.assertEqual(over.report["source"], "the configured database")
-        self.assertNotEqual(over.report["pending_migrations"], [])
-        uncompared = {*filter(None, row["uncompared"].split(" | "))}
-        self.assertEqual({*over.report["not_compared"]}, NEVER_COMPARED | uncompared)
+        with place() as here, database(row.sql, row.clauses, row.name) as name:
+            over = drilled(here, *LIVE, "--strict", database=name)
+        self.assert_verdict(over, "passed")
+        source = "the configured database"
+        self.assert_facts(over, source=source, rows=row.rows, tables=row.tables)
+        self.assertEqual({*over.not_compared}, NEVER_COMPARED)
+
+
+class HealthyRowsTests(HealthyCase, table=ROWS):
+    """Rows and where they lie."""
+
+
+class HealthyFormsTests(HealthyCase, table=FORMS):
+    """How names and values are written."""
 
     def test_sample_in_another_encoding(self) -> None:
         """The rehearsal's sample fits a server of any encoding."""
         for encoding in ("LATIN1", "SQL_ASCII"):
             clauses = f"ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C'"
             with database(clauses=clauses) as name, place() as here:
-                self.assert_verdict(here.drill(url=url(name)), "passed")
-
-    def test_every_kind_of_object(self) -> None:
-        """In each format every object, table and row comes back."""
-        for words in (("plain",), ("directory", "--jobs", "2"), ("custom",)):
-            with place() as here:
-                over = here.drill("--live", "--format", *words, url=url(everything()))
-            self.assert_verdict(over, "passed")
-            self.assertEqual(over.report["format"], words[0])
-            self.assertEqual(over.report["rows"], sum(rows_of_everything().values()))
-            self.assertEqual(over.report["tables"], len(rows_of_everything()))
-            self.assertEqual(over.report["pending_migrations"], [])
-            self.assertLess({*UNCOMPARED.split(" | ")}, {*over.report["not_compared"]})
+                self.assert_verdict(drilled(here, database=name), "passed")
 
 
-UNCOMPARED = (
-    "foreign table extra.sand | foreign table odd.dune | foreign table odd.week_3 | "
-    "index odd.broken | materialized view odd.hollow | materialized view odd.stale"
+def session_in(name: str) -> psycopg2.extensions.connection:
+    """A session of somebody else's in the database."""
+    return psycopg2.connect(host=str(server().data), dbname=name, user="postgres")
+
+
+class OtherSessionsTests(Case):
+    """What others have in the database for themselves is nobody's loss."""
+
+    def test_temporary_tables(self) -> None:
+        """Temporary tables of another session are no part of a backup."""
+        with (
+            place() as here,
+            database("CREATE TABLE public.kept ()") as name,
+            closing(session_in(name)) as session,
+        ):
+            session.cursor().execute(TEMPORARY)
+            session.commit()
+            over = drilled(here, *LIVE, "--strict", database=name)
+        self.assert_verdict(over, "passed")
+        self.assert_facts(over, tables=1)
+        self.assertEqual({*over.not_compared}, NEVER_COMPARED)
+
+
+TEMPORARY = """
+CREATE TEMPORARY TABLE passing (
+    id serial PRIMARY KEY, word text DEFAULT 'none' CHECK (word <> ''));
+CREATE INDEX passing_word ON passing (word);
+CREATE RULE passing_once AS ON DELETE TO passing DO INSTEAD NOTHING;
+CREATE TEMPORARY VIEW passed AS SELECT word FROM passing;
+CREATE FUNCTION pg_temp.pass() RETURNS trigger LANGUAGE plpgsql AS
+'BEGIN RETURN NEW; END';
+CREATE TRIGGER pass BEFORE INSERT ON passing
+   FOR EACH ROW EXECUTE FUNCTION pg_temp.pass();
+INSERT INTO passing (word) VALUES ('a')
+"""
+
+
+@dataclass(frozen=True)
+class Whole(Row):
+    """The arguments of a run of a database with every kind of object."""
+
+    arguments: tuple[str, ...]
+
+
+FORMATS = (
+    Whole("directory", ("--format", "directory", "--jobs", "2")),
+    Whole("custom, loaded by two", ("--format", "custom", "--jobs", "2")),
 )
+UNCOMPARED = {
+    "foreign table extra.sand",
+    "foreign table odd.dune",
+    "foreign table odd.week_3",
+    "index odd.broken",
+    "materialized view odd.hollow",
+    "materialized view odd.stale",
+    "table constraint d_c_fkey on odd.d",
+}
+
+
+class EveryKindTests(Case, table=FORMATS):
+    """In each format every object, table and row comes back."""
+
+    def judge(self, row: Whole) -> None:
+        """It passes, and what no backup carries is named."""
+        with place() as here:
+            over = drilled(here, *LIVE, *row.arguments, database=everything())
+        self.assert_all_is_compared(over, row.arguments[1])
+
+    def assert_all_is_compared(self, over: Ended, form: str) -> None:
+        """It passed, and compared all but what no backup carries."""
+        self.assert_verdict(over, "passed", "The backup restores.")
+        counts = rows_of_everything().values()
+        self.assert_facts(over, format=form, rows=sum(counts), tables=len(counts))
+        self.assertLess(UNCOMPARED, {*over.not_compared})
+
+    def test_whole_run(self) -> None:
+        """So it does in a process of its own, where no migration is pending."""
+        with place() as here:
+            over = here.drill("--live", url=url(everything()))
+        self.assert_all_is_compared(over, "plain")
+        self.assert_facts(over, pending_migrations=[])
+        self.assertTrue(over.was_private)
+
+    def test_subscription(self) -> None:
+        """One is restored on a server that goes with it."""
+        sql = """
+        CREATE TABLE public.kept ();
+        CREATE SUBSCRIPTION news CONNECTION 'host=127.0.0.1 port=1 password=Krokodil'
+        PUBLICATION news WITH (connect = false)
+        """
+        with place() as here, database(sql) as name:
+            private = drilled(here, "--live", "--strict", database=name)
+            shared = drilled(here, *LIVE, database=name)
+        self.assert_verdict(private, "passed")
+        self.assert_verdict(shared, "error", "SUBSCRIPTION", "--throwaway")
+
+
+class NothingTests(Case):
+    """A database without a table proves nothing."""
+
+    def test_no_table(self) -> None:
+        """It is an error that names the database."""
+        with place() as here, database("CREATE SEQUENCE public.s") as name:
+            over = drilled(here, *LIVE, database=name)
+        self.assert_verdict(over, "error", name, "no table", act="creation")
 
 
 # --- A database in use ----------------------------------------------------------------
@@ -202,53 +311,84 @@ INSERT INTO public.kept (word) SELECT md5(n::text) FROM generate_series(1, 9) AS
 CREATE INDEX kept_word ON public.kept (word);
 GRANT SELECT ON public.kept TO PUBLIC
 """
-WRITES = """
-rows that come and go, ahead of their sequence
-    sql:
-        INSERT INTO public.kept (word) SELECT md5(n::text) FROM generate_series(1, 50) n;
-        DELETE FROM public.kept WHERE id % 3 = 0;
-        INSERT INTO public.kept (id) SELECT 10000000 + (random() * 100000000)::integer;
-        SELECT pg_sleep(0.002);
-        DELETE FROM public.kept WHERE id >= 10000000
-a sequence that is set back and forth
-    sql: SELECT setval('public.ticket', 1 + (random() * 1000)::integer)
-a table that is emptied
-    sql:
-        TRUNCATE public.kept RESTART IDENTITY;
-        SELECT pg_sleep(0.02);
-        INSERT INTO public.kept (word) VALUES ('a'), ('b'), ('c')
-tables that are new
-    sql:
-        DO $$BEGIN EXECUTE format('CREATE TABLE public.t%s (id serial)',
-        nextval('public.ticket')); END$$;
-        SELECT pg_sleep(0.05)
+NEW_TABLE = """
+DO $$BEGIN
+    EXECUTE format('CREATE TABLE public.t%s (id serial)', nextval('public.ticket'));
+END$$
 """
 
 
-class InUseTests(Case, table=WRITES):
+@dataclass(frozen=True)
+class Writing(Row):
+    """Statements that are run all the while."""
+
+    statements: tuple[str, ...]
+
+
+WRITING = (
+    Writing(
+        "rows that come and go, ahead of their sequence",
+        (
+            "INSERT INTO public.kept (word) SELECT n FROM generate_series(1, 50) AS n",
+            "DELETE FROM public.kept WHERE id % 3 = 0",
+            "INSERT INTO public.kept (id) SELECT 10000000 + (random() * 10000000)::int",
+            "SELECT pg_sleep(0.002)",
+            "DELETE FROM public.kept WHERE id >= 10000000",
+        ),
+    ),
+    Writing(
+        "a sequence that is set back and forth",
+        ("SELECT setval('public.ticket', 1 + (random() * 1000)::integer)",),
+    ),
+    Writing(
+        "a table that is emptied",
+        (
+            "TRUNCATE public.kept RESTART IDENTITY",
+            "SELECT pg_sleep(0.02)",
+            "INSERT INTO public.kept (word) VALUES ('a'), ('b'), ('c')",
+        ),
+    ),
+    Writing(
+        "tables that are new",
+        (
+            NEW_TABLE,
+            "SELECT pg_sleep(0.05)",
+        ),
+    ),
+)
+
+
+class InUseTests(Case, table=WRITING):
     """A database that is written to all the while compares equal."""
 
-    def judge(self, row: Row) -> None:
-        """The drill passes twice, and much was written."""
-        with place() as here, database(KEPT) as name:
-            for _ in range(2):
-                with busy(name, row["sql"]) as written:
-                    over = here.drill("--live", url=url(name))
-                    self.assert_verdict(over, "passed")
-                    self.assertGreater(next(written), 10)
+    def judge(self, row: Writing) -> None:
+        """The drill passes, and much was written."""
+        with (
+            place() as here,
+            database(KEPT) as name,
+            busy(name, row.statements) as written,
+        ):
+            over = drilled(here, *LIVE, database=name)
+            self.assertGreater(next(written), 10)
+        self.assert_verdict(over, "passed")
 
 
 @contextmanager
-def busy(name: str, sql: str) -> Iterator[Iterator[int]]:
-    """Run the SQL on two sessions, over and over; each run takes a number."""
+def busy(name: str, statements: tuple[str, ...]) -> Iterator[Iterator[int]]:
+    """Run the statements in two threads, over and over; each round takes a number."""
+    over = Event()
+    done = count()
 
     def write() -> None:
-        while not over.is_set():
-            for statement in sql.split(";\n"):
-                execute(name, statement)
-            next(done)
+        session = session_in(name)
+        session.autocommit = True
+        with closing(session), session.cursor() as cursor:
+            while not over.is_set():
+                for statement in statements:
+                    cursor.execute(statement)
+                next(done)
+                time.sleep(0.005)
 
-    over, done = Event(), count()
     threads = [Thread(target=write) for _ in range(2)]
     for thread in threads:
         thread.start()
@@ -262,137 +402,233 @@ def busy(name: str, sql: str) -> Iterator[Iterator[int]]:
 
 # --- Rights ---------------------------------------------------------------------------
 
-RIGHTS = """
-to read a table
-    run: --throwaway
-    sql: CREATE TABLE public.secret (id integer)
-    says: permission denied | secret
-to read a sequence
-    run: --throwaway
-    sql: CREATE SEQUENCE public.secret
-    says: permission denied | secret
-to see every row
-    run: --throwaway
-    sql:
+
+@dataclass(frozen=True)
+class Right(Row):
+    """What a role that owns nothing may not do with a database, and what is said."""
+
+    sql: str
+    says: tuple[str, ...]
+
+
+RIGHTS = (
+    Right(
+        "to read a table",
+        "CREATE TABLE public.secret (id integer)",
+        ("permission denied", "secret"),
+    ),
+    Right(
+        "to read a sequence",
+        "CREATE SEQUENCE public.secret",
+        ("permission denied", "secret"),
+    ),
+    Right(
+        "to see every row",
+        """
         CREATE TABLE public.secret (id integer);
         GRANT SELECT ON public.secret TO PUBLIC;
         ALTER TABLE public.secret ENABLE ROW LEVEL SECURITY
-    says: row-level security | secret
-to read a large object
-    run: --throwaway
-    sql: SELECT lo_from_bytea(4711, 'secret')
-    says: permission denied | 4711
-to restore for the owner
-    sql:
+        """,
+        ("row-level security", "secret"),
+    ),
+    Right(
+        "to read a large object",
+        "SELECT lo_from_bytea(4711, 'secret')",
+        ("permission denied", "4711"),
+    ),
+    Right(
+        "to restore for the owner",
+        """
         CREATE TABLE public.kept (id integer);
         GRANT SELECT ON public.kept TO PUBLIC
-    says: postgres | --throwaway
-"""
+        """,
+        ("postgres", "--throwaway"),
+    ),
+)
 
 
 class RightsTests(Case, table=RIGHTS):
     """A right that is missing is an error in PostgreSQL's words; reading is enough."""
 
-    def judge(self, row: Row) -> None:
+    def judge(self, row: Right) -> None:
         """The run ends as an error."""
-        with prepared(Row(row, role="CREATEDB")) as (here, words, how):
-            over = here.drill("--live", *words, **how)
-            self.assert_row(over, Row(row, ends="error"))
+        with role("CREATEDB") as user, place() as here, database(row.sql) as name:
+            over = drilled(here, *LIVE, database=name, user=user)
+        self.assert_verdict(over, "error", *row.says)
 
     def test_owner(self) -> None:
         """An ordinary role drills with what it owns, and with a trusted extension."""
         made = database("CREATE EXTENSION citext SCHEMA public")
-        with role("CREATEDB") as name, place() as here, made as source:
-            execute("postgres", f"ALTER DATABASE {source} OWNER TO {name}")
-            over = here.drill("--live", url=url(source, name))
-            execute("postgres", f"ALTER DATABASE {source} OWNER TO postgres")
+        with role("CREATEDB") as user, place() as here, made as name:
+            execute("postgres", f"ALTER DATABASE {name} OWNER TO {user}")
+            server().query(name, "CREATE TABLE kept (word public.citext)", user)
+            over = drilled(here, *LIVE, database=name, user=user)
+            execute(name, "DROP TABLE kept")
+            execute("postgres", f"ALTER DATABASE {name} OWNER TO postgres")
         self.assert_verdict(over, "passed")
 
     def test_reader(self) -> None:
-        """With --throwaway a role that can only read drills with others' objects."""
+        """A role that can only read drills with others' objects, and makes nothing."""
         with (
-            role("IN ROLE pg_read_all_data") as name,
+            role("IN ROLE pg_read_all_data") as user,
             role() as keeper,
             place() as here,
-            database(KEPT) as source,
+            database(KEPT) as name,
         ):
-            execute(source, f"ALTER TABLE public.kept OWNER TO {keeper}")
-            before = query(source, STATE)
-            over = here.drill("--live", "--throwaway", url=url(source, name))
-            self.assertEqual(before, query(source, STATE))
+            execute(name, f"ALTER TABLE public.kept OWNER TO {keeper}")
+            before = query(name, STATE)
+            over = drilled(here, "--live", database=name, user=user)
+            self.assertEqual(before, query(name, STATE))
         self.assert_verdict(over, "passed")
-        self.assertEqual(over.report["rows"], 9)
+        self.assert_facts(over, rows=9)
+        self.assertTrue(over.was_private)
 
 
-# What changes when anything is made in a database.
+# What changes when anything is made in a database, or beside it.
 STATE = """
 SELECT (SELECT count(*) FROM pg_class),
        (SELECT max(oid::bigint) FROM pg_class),
+       (SELECT max(oid::bigint) FROM pg_database),
        (SELECT sum(n_tup_ins + n_tup_upd + n_tup_del) FROM pg_stat_user_tables)
 """
 
 
 # --- Changes of the restored database, and of the backup ------------------------------
 
-CHANGES = """
-a value, in plain
-    spoil: UPDATE public.kept SET word = 'other' WHERE id = 5
-    says: source table public.kept: 9 rows as expected, with other values
-a row, in custom
-    run: --format custom
-    spoil: DELETE FROM public.kept WHERE id = 5
-    says: source table public.kept: found 8 rows, expected 9
-an index, in a directory
-    run: --format directory --jobs 2
-    spoil: DROP INDEX public.kept_word
-    spoiled by: pg_restore
-    says: source index public.kept_word: missing
-a sequence, in plain
-    spoil: SELECT setval('public.kept_id_seq', 4)
-    says: source sequence public.kept_id_seq: found | 4 | expected | 9
-a grant, in custom
-    run: --format custom
-    spoil: REVOKE SELECT ON public.kept FROM PUBLIC
-    says: TABLE kept: missing
+
+@dataclass(frozen=True)
+class Spoiled(Row):
+    """What is done to the restored database, and what is said."""
+
+    spoil: str
+    says: tuple[str, ...]
+    drill: tuple[str, ...] = ()
+    program: str = "psql"  # that has loaded it
+    sql: str = KEPT
+
+
+# See damage.sql: the sum of XORs of their hashes stays the same.
+PERSONS = """
+CREATE TABLE public.person AS
+SELECT n AS id,
+       (ARRAY['anna', 'ben', 'carla', 'david', 'emma', 'finn', 'greta', 'hans'])
+       [1 + n % 8] || '.' || n || '@example.org' AS mail
+  FROM generate_series(1, 20000) AS n
 """
+SPOILED = (
+    Spoiled(
+        "all sorts of things, in plain",
+        """
+        UPDATE public.other SET word = 'other' WHERE id = 5;
+        DELETE FROM public.kept WHERE id = 5;
+        SELECT setval('public.kept_id_seq', 4);
+        ALTER TABLE public.kept OWNER TO pg_monitor;
+        DROP INDEX public.kept_word
+        """,
+        (
+            "table public.other: rows with hash ",
+            "expected  table public.kept: 9 rows",
+            "found     table public.kept: 8 rows",
+            "found     sequence public.kept_id_seq: 4",
+            "found     table public.kept: owner: pg_monitor",
+            "expected  index public.kept_word",
+        ),
+        sql=f"{KEPT}; CREATE TABLE public.other AS SELECT * FROM public.kept",
+    ),
+    Spoiled(
+        "the mails of two persons, in plain",
+        """
+        UPDATE public.person AS a SET mail = b.mail FROM public.person AS b
+         WHERE a.id IN (1799, 9967) AND b.id = 1799 + 9967 - a.id
+        """,
+        ("found     table public.person: rows with hash ",),
+        sql=PERSONS,
+    ),
+    Spoiled(
+        "a row and a grant, in custom",
+        """
+        DELETE FROM public.kept WHERE id = 5;
+        REVOKE SELECT ON public.kept FROM PUBLIC
+        """,
+        ("found     table public.kept: 8 rows", "expected  acl public.TABLE kept"),
+        ("--format", "custom"),
+    ),
+    Spoiled(
+        "an index, in a directory",
+        "DROP INDEX public.kept_word",
+        ("expected  index public.kept_word",),
+        ("--format", "directory", "--jobs", "2"),
+        "pg_restore",
+    ),
+    Spoiled(
+        "an option of a server, in plain",
+        "ALTER SERVER island OPTIONS (SET host 'Krokodil')",
+        ("found     server island: ",),
+        sql="""
+        CREATE TABLE public.kept ();
+        CREATE FOREIGN DATA WRAPPER afar;
+        CREATE SERVER island FOREIGN DATA WRAPPER afar OPTIONS (host 'Krokodil!')
+        """,
+    ),
+)
 
 
-class ChangedDatabaseTests(Case, table=CHANGES):
-    """A change of the restored database is seen, whatever the format of the backup is."""
+class SpoiledTests(Case, table=SPOILED):
+    """A change of the restored database is seen, whatever the backup's format is."""
 
-    def judge(self, row: Row) -> None:
-        """The difference is named first."""
-        with prepared(Row(row, sql=KEPT)) as (here, words, how):
-            over = here.drill("--live", *words, **how)
-            self.assert_row(over, Row(row, ends="failed in restore"))
-            self.assert_said(over, "the restored database differs from its source")
+    def judge(self, row: Spoiled) -> None:
+        """The difference is named."""
+        with place() as here, database(row.sql) as name:
+            here.spoil(row.spoil, row.program)
+            over = drilled(here, *LIVE, *row.drill, database=name)
+        fact = "the restored database differs from its source"
+        self.assert_verdict(over, "failed", fact, *row.says, act="restore")
 
 
-FAULTS = r"""
-the rows of a table are left out
-    damage: exec sed -i '/^COPY public.kept/,/^\\\.$/d' "$target"
-    says: table public.kept: missing
-the end of the file is lost
-    damage: exec truncate --size=-600 "$target"
-    says: PostgreSQL database dump complete
-a byte of a directory's data is another
-    run: --format directory --jobs 2
-    damage:
+@dataclass(frozen=True)
+class Faulty(Row):
+    """What is done to what pg_dump wrote, in the shell's words, and what is said."""
+
+    damage: str
+    says: str
+    drill: tuple[str, ...] = ()
+
+
+FAULTY = (
+    Faulty(
+        "the rows of a table are left out",
+        r"""exec sed -i '/^COPY public.kept/,/^\\\.$/d' "$target" """,
+        "expected  table public.kept: 9 rows",
+    ),
+    Faulty(
+        "the end of the file is lost",
+        'exec truncate --size=-600 "$target"',
+        "PostgreSQL database dump complete",
+    ),
+    Faulty(
+        "a byte of the data of a directory is another",
+        """
         file=$(ls -S "$target"/*.dat.gz | head -n 1)
         exec dd if=/dev/zero of="$file" bs=1 seek=40 count=1 conv=notrunc status=none
-    says: pg_restore exited with 1
-the end of an archive is lost
-    run: --format custom
-    damage: exec truncate --size=-20 "$target"
-    says: pg_restore exited with 1
-"""
+        """,
+        "pg_restore exited with 1",
+        ("--format", "directory", "--jobs", "2"),
+    ),
+    Faulty(
+        "the end of an archive is lost",
+        'exec truncate --size=-20 "$target"',
+        "pg_restore exited with 1",
+        ("--format", "custom"),
+    ),
+)
 
 
-class FaultyDumpTests(Case, table=FAULTS):
+class FaultyDumpTests(Case, table=FAULTY):
     """Validation reads the data of a backup, in whichever format."""
 
-    def judge(self, row: Row) -> None:
+    def judge(self, row: Faulty) -> None:
         """Validation fails, and names the fault."""
-        with prepared(Row(row, sql=KEPT)) as (here, words, how):
-            over = here.drill("--live", *words, **how)
-            self.assert_row(over, Row(row, ends="failed in validation"))
+        with place() as here, database(KEPT) as name:
+            here.stand_in("pg_dump", DUMP + row.damage, DUMPS)
+            over = drilled(here, *LIVE, *row.drill, database=name)
+        self.assert_verdict(over, "failed", row.says, act="validation")

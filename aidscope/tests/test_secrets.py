@@ -1,4 +1,4 @@
-"""A password is printed nowhere, however a drill ends.
+"""A password is printed nowhere, however a drill ends, and neither is a row.
 
 The password holds what is special to URLs, shells, SQL and Python, around a word that
 no way of quoting changes: that word is searched for in all that can be read.
@@ -6,36 +6,42 @@ no way of quoting changes: that word is searched for in all that can be read.
 
 import json
 import signal
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
+from unittest.mock import patch
 from urllib.parse import quote
 
+import psycopg2
+
 from aidscope.tests import in_process
+from aidscope.tests.in_process import drilled
 from aidscope.tests.support import (
     CLIENTS,
+    DUMPS,
+    LOADS,
     SECRET,
+    SERVER_PROGRAMS,
+    WORKING,
     Case,
+    Ended,
     Place,
     Row,
     database,
-    driver,
     eventually,
     execute,
-    once,
     pg_dump,
     place,
-    prepared,
+    plain,
     programs,
-    role,
     server,
-    url,
+    small,
 )
+from scripts import test_backup_restore as drill
 
 PASSWORD = f"p@ss:w/rd%20'\"\\$ `{{{SECRET}}}é|\\'"
-ROLE = "drill_secret"
+LIVE = ("--live", "--no-throwaway")
+PRIVATE = ("--live", "--throwaway")
 # Forms in which a program might repeat the password that it was given.
 FORMS = [
     PASSWORD,
@@ -46,15 +52,217 @@ FORMS = [
     PASSWORD.replace("\\", "\\\\").replace("'", "\\'"),  # in a connection string
     PASSWORD.replace("'", "''"),  # in SQL
 ]
-TELLING_MIGRATION = """
+
+
+@cache
+def secret_role() -> str:
+    """A role that needs the password, and owns a database of its name."""
+    name = "site_secret"
+    literal = PASSWORD.replace("'", "''")
+    execute("postgres", f"CREATE ROLE {name} LOGIN CREATEDB PASSWORD '{literal}'")
+    execute("postgres", f"CREATE DATABASE {name} OWNER {name} TEMPLATE template0")
+    execute(
+        name, f"CREATE TABLE kept AS SELECT 1 AS id; ALTER TABLE kept OWNER TO {name}"
+    )
+    rules = server().data / "pg_hba.conf"
+    rules.write_text(f"local all {name} scram-sha-256\n{rules.read_text()}")
+    execute("postgres", "SELECT pg_reload_conf()")
+    if not eventually(is_asked_for_a_password):
+        raise AssertionError(f"the server does not ask {name} for a password")
+    return name
+
+
+def is_asked_for_a_password() -> bool:
+    """Whether the server refuses the role without one."""
+    try:
+        server().query("postgres", "SELECT 1", user="site_secret")
+    except psycopg2.OperationalError:
+        return True
+    return False
+
+
+# --- Ways to have a password ----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where the settings have the password, and what in them does not work."""
+
+    password_in: str = "URL"
+    password: str = PASSWORD
+    host: str = ""
+    name: str = ""
+    more: str = ""  # Python at their end
+
+    def written(self, here: Place) -> dict[str, str]:
+        """How to run a drill with them."""
+        role = secret_role()
+        host = self.host or str(server().data)
+        name = self.name or role
+        how = {
+            "DJANGO_SETTINGS_MODULE": "secret_settings",
+            "PYTHONPATH": str(here.folder),
+        }
+        words = {"ENGINE": "django.db.backends.postgresql", "NAME": name, "USER": role}
+        if self.password_in == "URL":
+            who = f"{role}:{quote(self.password, safe='')}"
+            how["url"] = f"postgresql://{who}@{quote(host, safe='')}/{name}"
+        elif self.password_in == "OPTIONS":
+            words.update(HOST=host, OPTIONS={"password": self.password})
+        elif self.password_in == "PGPASSWORD":
+            how.update(PGHOST=host, PGPASSWORD=self.password)
+        else:
+            escaped = self.password.replace("\\", r"\\").replace(":", r"\:")
+            file = here.folder / "passwords"
+            file.write_text(f"*:*:*:*:{escaped}\n")
+            file.chmod(0o600)
+            how.update(PGHOST=host, PGPASSFILE=str(file))
+        lines = ["from aidscope.settings import *"]
+        if self.password_in != "URL":
+            lines.append(f"DATABASES = {{'default': {words!r}}}")
+        text = "\n".join([*lines, self.more])
+        (here.folder / "secret_settings.py").write_text(text, encoding="utf-8")
+        return how
+
+
+# Notes of a program what it was given: its arguments, and the variables but one.
+NOTE = """
+{ printf "%s\\n" "$@"; env | grep -v "^PGPASSWORD="; } >> "$PLACE/given"
+"""
+TELLS = 'cat "$PLACE/forms" >&2; echo "$PGPASSWORD" >&2'
+WARNS = """
+echo "$PGPASSWORD" >> "$PLACE/forms"
+sed 's/^/pg_dump: warning: /' "$PLACE/forms" >&2
+"""
+
+
+@dataclass(frozen=True)
+class Way(Row):
+    """How a drill meets the password, how it ends, and what is said then."""
+
+    verdict: str
+    says: tuple[str, ...]
+    settings: Settings = Settings()
+    arguments: tuple[str, ...] = LIVE
+    stand_in: tuple[str, str, str] = ("psql", "", WORKING)
+
+
+REDACTED = "[REDACTED]"
+PRINTS = "import sys; print(DATABASES); print(DATABASES, file=sys.stderr)"
+PASSES = (
+    Way(
+        "a rehearsal with warnings",
+        "passed",
+        (REDACTED,),
+        arguments=("-k", "creation"),
+        stand_in=("pg_dump", WARNS, DUMPS),
+    ),
+    Way("in OPTIONS", "passed", (), Settings("OPTIONS")),
+    Way(
+        "in PGPASSWORD, by a rehearsal",
+        "passed",
+        (),
+        Settings("PGPASSWORD"),
+        ("-k", "creation"),
+    ),
+    Way("in a file of passwords", "passed", (), Settings("PGPASSFILE")),
+    Way(
+        "settings that print it",
+        "passed",
+        (),
+        Settings(more=PRINTS),
+        (*LIVE, "-k", "creation"),
+    ),
+)
+ENDS = (
+    Way(
+        "a wrong password",
+        "error",
+        ("password authentication failed", "check the user and the password"),
+        Settings(password=f"{SECRET}!"),
+    ),
+    Way(
+        "a wrong password in OPTIONS",
+        "error",
+        ("password authentication failed",),
+        Settings("OPTIONS", f"{SECRET}!"),
+    ),
+    Way(
+        "no password",
+        "error",
+        ("no password supplied", "check the user and the password"),
+        Settings(password=""),
+    ),
+    Way(
+        "a closed port",
+        "error",
+        ("Connection refused", "check host and port"),
+        Settings(host="127.0.0.1"),
+    ),
+    Way(
+        "a missing database",
+        "error",
+        ('database "missing" does not exist', "check the names"),
+        Settings(name="missing"),
+    ),
+    Way(
+        "a password of a key",
+        "error",
+        ("sslpassword", "leave it out of OPTIONS"),
+        Settings(
+            more=f"DATABASES['default']['OPTIONS'] = {{'sslpassword': '{SECRET}'}}"
+        ),
+    ),
+    Way(
+        "settings that print it and fail",
+        "error",
+        ("RuntimeError", "secret_settings.py, line 2"),
+        Settings(more=f"{PRINTS}; raise RuntimeError(DATABASES)"),
+    ),
+    Way(
+        "pg_dump fails",
+        "error",
+        ("pg_dump exited with 1", REDACTED),
+        stand_in=("pg_dump", f"{TELLS}; exit 1", DUMPS),
+    ),
+    Way(
+        "psql fails",
+        "error",
+        ("psql exited with 3", REDACTED),
+        Settings("OPTIONS"),
+        stand_in=("psql", f"{TELLS}; exit 3", LOADS),
+    ),
+    Way(
+        "pg_restore fails",
+        "failed",
+        ("pg_restore exited with 1", REDACTED),
+        arguments=(*LIVE, "--format", "custom"),
+        stand_in=(
+            "pg_restore",
+            'echo "pg_restore: error: corrupt: $(cat "$PLACE/forms")" >&2; exit 1',
+            "*--file*",
+        ),
+    ),
+    Way(
+        "a migration tells",
+        "error",
+        ("cannot work with", REDACTED),
+        Settings(more="INSTALLED_APPS = [*INSTALLED_APPS, 'telling']"),
+        (),
+    ),
+)
+TELLING_MIGRATION = f"""
 import os
 
 from django.db import migrations
 
+PASSWORD = {PASSWORD!r}
+
 
 def tell(apps, editor):
-    known = editor.connection.settings_dict, os.environ.get("DATABASE_URL")
-    raise ValueError(f"cannot work with {known}")
+    settings = editor.connection.settings_dict
+    print(settings)
+    raise ValueError("cannot work with", PASSWORD, settings, dict(os.environ))
 
 
 class Migration(migrations.Migration):
@@ -62,284 +270,293 @@ class Migration(migrations.Migration):
 """
 
 
-@once
-def secret_role() -> str:
-    """A role that needs the password, on the suite's server."""
-    literal = PASSWORD.replace("'", "''")
-    execute("postgres", f"CREATE ROLE {ROLE} LOGIN CREATEDB PASSWORD '{literal}'")
-    rules = server().data / "pg_hba.conf"
-    rules.write_text(f"local all {ROLE} scram-sha-256\n{rules.read_text()}")
-    execute("postgres", "SELECT pg_reload_conf()")
-    if not eventually(is_asked_for_a_password):
-        raise AssertionError(f"the server does not ask {ROLE} for a password")
-    return ROLE
-
-
-def is_asked_for_a_password() -> bool:
-    """Whether the server refuses the role without one."""
-    try:
-        server().query("postgres", "SELECT 1", user=ROLE)
-    except driver.OperationalError:
-        return True
-    return False
-
-
-# --- In every way of failing ----------------------------------------------------------
-
-
-# `password`, `host` and `base` stand in place of settings that work. The password is in
-# OPTIONS where the row says so, and else in a URL.
-WAYS = """
-a pass with warnings
-    pg_dump:
-        echo "$PGPASSWORD" >> "$PLACE/forms"
-        sed 's/^/pg_dump: warning: /' "$PLACE/forms" >&2
-    ends: passed
-    says: The backup restores. | [REDACTED]
-a pass with warnings, with OPTIONS
-    in: OPTIONS
-    pg_dump:
-        echo "$PGPASSWORD" >> "$PLACE/forms"
-        sed 's/^/pg_dump: warning: /' "$PLACE/forms" >&2
-    ends: passed
-    says: The backup restores. | [REDACTED]
-a wrong password
-    password: Krokodil!
-    ends: error
-    says: password authentication failed | check the user and the password
-a wrong password, with OPTIONS
-    in: OPTIONS
-    password: Krokodil!
-    ends: error
-    says: password authentication failed
-no password
-    password:
-    ends: error
-    says: no password supplied
-a closed port
-    host: 127.0.0.1
-    ends: error
-    says: Connection refused | check host and port
-an unknown host
-    host: nowhere.invalid
-    ends: error
-    says: nowhere.invalid
-a missing database
-    base: missing
-    ends: error
-    says: database "missing" does not exist
-a pg_dump that fails
-    pg_dump: cat "$PLACE/forms" >&2; echo "$PGPASSWORD" >&2; exit 1
-    ends: error
-    says: pg_dump exited with 1
-a psql that fails
-    in: OPTIONS
-    psql: cat "$PLACE/forms" >&2; echo "$PGPASSWORD" >&2; exit 3
-    ends: error
-    says: psql exited with 3
-a pg_restore that fails
-    run: --format custom
-    pg_restore: cat "$PLACE/forms" >&2; echo "$PGPASSWORD" >&2; exit 1
-    ends: failed
-    says: pg_restore exited with 1 | [REDACTED]
-a migration that tells
-    application: telling
-    ends: error
-    says: cannot work with | [REDACTED]
-a migration that tells on a private server
-    run: --throwaway
-    application: telling
-    ends: error
-    says: cannot work with
-"""
-
-
-class SecretsTests(Case, table=WAYS):
+class SecretsCase(Case):
     """The password is neither printed nor reported nor an argument of a program."""
 
-    def judge(self, row: Row) -> None:
+    def judge(self, row: Way) -> None:
         """The run ended as expected, and said so without the password."""
-        with prepared(row) as (here, words, _), configured(here, row) as how:
-            for name in CLIENTS:
-                here.stand_in(name, row[name], before=NOTE)
-            over = here.drill("--verbose", *words, **how)
-            self.assert_row(over, row)
-            self.assert_secret(here)
+        with place() as here:
+            prepare(here, row.stand_in)
+            how = row.settings.written(here)
+            words = ("--verbose", *row.arguments)
+            over = here.drill(*words, GITHUB_ACTIONS="true", **how)
+            self.assert_verdict(over, row.verdict, *row.says)
+            self.assert_kept(here)
 
-    def assert_secret(self, here: Place) -> None:
-        """The password is in no argument of a program, and in no file of the run."""
-        arguments = here.folder / "arguments"
-        files = [*here.temporary.rglob("*"), *here.folder.glob("arguments")]
-        for path in filter(Path.is_file, files):
-            self.assertNotIn(SECRET.encode(), path.read_bytes(), path)
-        if arguments.exists():
-            self.assertTrue(arguments.read_text())
-
-    def test_password_file(self) -> None:
-        """libpq's file of passwords serves the drill, and each of its programs."""
-        escaped = PASSWORD.replace("\\", r"\\").replace(":", r"\:")
-        with place() as here, configured(here, Row(password="")) as how:
-            file = here.folder / "passwords"
-            file.write_text(f"*:*:*:*:{escaped}\n")
-            file.chmod(0o600)
-            over = here.drill("--verbose", PGPASSFILE=str(file), **how)
-        self.assert_verdict(over, "passed")
-
-    def test_while_it_runs(self) -> None:
-        """No file holds it in the middle of the run, nor does SIGINT print it."""
-        with place() as here, configured(here, Row()) as how:
-            words = ("--report", str(here.report), "--verbose")
-            with here.caught("restore", *words, **how) as process:
-                self.assertTrue([*here.temporary.rglob("*")])
-                self.assert_secret(here)
-                process.send_signal(signal.SIGINT)
-                over = here.ended(process)
-        self.assert_verdict(over, "error", "interrupted (SIGINT)")
-
-    def test_environment_of_a_private_server(self) -> None:
-        """What may run as another account is given nothing of the settings'."""
-        with (
-            place() as here,
-            configured(here, Row()) as how,
-            here.caught("restore", "--throwaway", **how) as process,
-        ):
-            servers = f"{programs()}/postgres"
-            given = [said for said in here.processes().values() if servers in said]
-            here.let_go()
-            over = here.ended(process)
-        self.assert_verdict(over, "passed")
-        self.assertTrue(given)
-        self.assertNotIn(SECRET, "".join(given))
+    def assert_kept(self, here: Place) -> None:
+        """No program was given the password, but by its variable for it."""
+        given = here.folder / "given"
+        if given.exists():
+            self.assertNotIn(SECRET, given.read_text(errors="replace"))
 
 
-NOTE = 'printf "%s\\n" "$@" >> "$PLACE/arguments"'
+class PassTests(SecretsCase, table=PASSES):
+    """A drill that passes."""
+
+    def test_programs_are_watched(self) -> None:
+        """What programs are given is on record."""
+        with place() as here:
+            prepare(here, ("psql", "", WORKING))
+            here.drill(*PRIVATE, **Settings().written(here))
+            self.assert_kept(here)
+            given = (here.folder / "given").read_text()
+        for words in ("--snapshot", "-D\n", "ON_ERROR_STOP=1", "LC_ALL=C"):
+            self.assertIn(words, given)
 
 
-@contextmanager
-def configured(here: Place, row: Row) -> Iterator[dict[str, str]]:
-    """How to run a drill with the password in a URL or in OPTIONS."""
+class EndTests(SecretsCase, table=ENDS):
+    """A drill that ends otherwise."""
+
+
+def prepare(here: Place, stand_in: tuple[str, str, str]) -> None:
+    """Have programs note what they are given, and one do what the stand-in does."""
     migrations = here.folder / "telling" / "migrations"
     migrations.mkdir(parents=True)
     (migrations / "__init__.py").touch()
     (migrations / "0001_initial.py").write_text(TELLING_MIGRATION)
     (here.folder / "forms").write_text("\n".join(FORMS) + "\n")
-    password = row.get("password", PASSWORD)
-    user, base = secret_role(), row["base"] or "postgres"
-    host = row["host"] or str(server().data)
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))  # and nobody listens
-        port = closed.getsockname()[1] if row["host"] else 5432
-        applications = [row["application"]] if row["application"] else []
-        lines = [
-            "from aidscope.settings import *",
-            f"INSTALLED_APPS = [*INSTALLED_APPS, *{applications!r}]",
-        ]
-        where = f"{quote(host, safe='')}:{port}/{base}"
-        where = f"postgresql://{user}:{quote(password, safe='')}@{where}"
-        if row["in"] == "OPTIONS":
-            where, engine = "", "django.db.backends.postgresql"
-            words = {"ENGINE": engine, "NAME": base, "USER": user, "HOST": host}
-            options = {"password": password}
-            lines.append(f"DATABASES = {{'default': {words!r}}}")
-            lines.append(f"DATABASES['default']['OPTIONS'] = {options!r}")
-        text = "\n".join(lines)
-        (here.folder / "secret_settings.py").write_text(text, encoding="utf-8")
-        yield {
-            "url": where,
-            "DJANGO_SETTINGS_MODULE": "secret_settings",
-            "PYTHONPATH": str(here.folder),
-        }
+    given = here.folder / "given"
+    given.touch()
+    given.chmod(0o666)  # root's servers run as somebody else
+    for name in (*CLIENTS, *SERVER_PROGRAMS):
+        here.stand_in(name, "", before=NOTE)
+    program, body, pattern = stand_in
+    here.stand_in(program, body, pattern, before=NOTE)
 
 
-# --- Passwords inside a database ------------------------------------------------------
+class RunningTests(Case):
+    """In the middle of a run, too, it is nowhere but where it has to be."""
+
+    def test_signal(self) -> None:
+        """No file and no argument holds it, nor does SIGINT print it."""
+        with place() as here:
+            how = Settings().written(here)
+            words = (*LIVE, "--verbose", "--report", str(here.report))
+            with here.caught("restore", *words, **how) as process:
+                files = [path for path in here.temporary.rglob("*") if path.is_file()]
+                self.assertTrue(files)
+                for path in files:
+                    self.assertNotIn(SECRET.encode(), path.read_bytes(), path)
+                self.assertGreater(len(here.processes()), 3)
+                for id in here.processes():
+                    arguments = Path("/proc", str(id), "cmdline").read_bytes()
+                    self.assertNotIn(SECRET.encode(), arguments)
+                process.send_signal(signal.SIGINT)
+                over = here.ended(process)
+        self.assert_verdict(over, "error", "interrupted (SIGINT)", act="restore")
+
+    def test_environment_of_a_private_server(self) -> None:
+        """What may run as another account is given nothing of the settings'."""
+        with place() as here:
+            how = {**Settings().written(here), "PGPASSWORD": PASSWORD}
+            with here.caught("restore", *PRIVATE, **how):
+                servers = f"{programs()}/postgres"
+                given = [said for said in here.processes().values() if servers in said]
+        self.assertTrue(given)
+        self.assertNotIn(SECRET, "".join(given))
+
+
+# --- What is redacted, and when -------------------------------------------------------
+
+TROUBLESOME = ("role", "psql", "22", "2", "1", ":")
+TABLE = """
+--
+-- Name: kept; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.kept (id integer);
+"""
+INVALID = f"""{TABLE}
+--
+-- Data for Name: kept; Type: TABLE DATA; Schema: public; Owner: -
+--
+
+COPY public.kept (id) FROM stdin;
+{SECRET}
+\\.
+
+"""
+INSERTS = f"""{TABLE}
+--
+-- Data for Name: kept; Type: TABLE DATA; Schema: public; Owner: -
+--
+
+INSERT INTO public.kept VALUES ("{SECRET}");
+
+"""
+OWNED = f"""{INVALID.replace(SECRET, "1")}
+ALTER TABLE public.kept OWNER TO nobody_1;
+"""
 
 
 class RedactionTests(Case):
-    """What is not printed is found in every text."""
+    """What is not printed is found in every text, and decides nothing."""
 
     def test_a_password_within_another(self) -> None:
         """No rest of the longer one is left."""
         run = replace(in_process.server().run, secrets=("part", "part-of-it"))
         self.assertEqual(run.redacted("a part-of-it."), "a [REDACTED].")
 
+    def test_words_of_messages(self) -> None:
+        """Passwords that stand in PostgreSQL's messages change no verdict."""
+        with place() as here:
+            over = loaded(here, INVALID, *TROUBLESOME)
+        self.assert_verdict(over, "failed", "a value that its type", act="restore")
 
-class DefinitionTests(Case):
-    """Passwords in the definitions of a database are not shown either."""
+    def test_words_of_hints(self) -> None:
+        """They hide no hint either."""
+        with place() as here:
+            over = loaded(here, OWNED, *TROUBLESOME)
+        hint = "use a server with the role, or --throwaway"
+        self.assert_verdict(over, "error", hint, act="restore")
 
-    def test_user_mapping(self) -> None:
-        """A user mapping that differs is named without its options."""
-        sql = f"""
-CREATE FOREIGN DATA WRAPPER afar;
-CREATE SERVER island FOREIGN DATA WRAPPER afar;
-CREATE USER MAPPING FOR PUBLIC SERVER island OPTIONS (password '{SECRET}')
-        """
-        spoiled = "ALTER USER MAPPING FOR PUBLIC SERVER island OPTIONS (ADD a '1')"
-        with place() as here, database(sql) as name:
-            here.spoil(spoiled)
-            over = here.drill("--live", url=url(name))
-        self.assert_verdict(over, "failed", "island")
+    def test_fault_of_the_drill(self) -> None:
+        """A fault of the drill's own is told without its words."""
+        fault = patch.object(drill, "counts_of", side_effect=ValueError(SECRET))
+        with place() as here, fault:
+            over = drilled(here, *LIVE, database=small())
+        self.assert_verdict(over, "error", "a fault of the drill's own", "ValueError")
+
+
+def loaded(here: Place, sql: str, *secrets: str) -> Ended:
+    """A run with a backup of this SQL, of a project with these passwords."""
+    here.backup.write_text(plain(sql))
+    words = ("--backup", str(here.backup), "--no-throwaway", "--verbose")
+    return drilled(here, *words, secrets=secrets)
+
+
+# --- Secrets inside a database --------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Spoiled(Row):
+    """A database with a secret, and what is done to the restored one."""
+
+    sql: str
+    spoil: str
+    says: str
+
+
+SPOILED = (
+    Spoiled(
+        "a user mapping",
+        f"""
+        CREATE TABLE public.kept ();
+        CREATE FOREIGN DATA WRAPPER afar;
+        CREATE SERVER island FOREIGN DATA WRAPPER afar;
+        CREATE USER MAPPING FOR PUBLIC SERVER island OPTIONS (password '{SECRET}''s')
+        """,
+        f"ALTER USER MAPPING FOR PUBLIC SERVER island OPTIONS (ADD a '{SECRET}')",
+        "user mapping USER MAPPING public SERVER island: ",
+    ),
+    Spoiled(
+        "a foreign table",
+        f"""
+        CREATE FOREIGN DATA WRAPPER afar;
+        CREATE TABLE public.kept ();
+        CREATE SERVER island FOREIGN DATA WRAPPER afar;
+        CREATE FOREIGN TABLE public.sand (id integer OPTIONS (key '{SECRET}'))
+        SERVER island OPTIONS (password '{SECRET}')
+        """,
+        f"ALTER FOREIGN TABLE public.sand OPTIONS (SET password '!', ADD a '{SECRET}')",
+        "foreign table public.sand: ",
+    ),
+)
+
+
+class DefinitionTests(Case, table=SPOILED):
+    """Passwords in definitions that differ are not shown."""
+
+    def judge(self, row: Spoiled) -> None:
+        """The difference is told without the options' values."""
+        with place() as here, database(row.sql) as name:
+            here.spoil(row.spoil)
+            over = drilled(here, *LIVE, database=name)
+        self.assert_verdict(over, "failed", row.says, REDACTED, act="restore")
 
     def test_subscription(self) -> None:
         """A subscription is refused before it is made, without its password."""
         sql = f"""
-CREATE SUBSCRIPTION news CONNECTION 'host=127.0.0.1 port=1 password={SECRET}'
-PUBLICATION news WITH (connect = false)
+        CREATE TABLE public.kept ();
+        CREATE SUBSCRIPTION news CONNECTION 'host=127.0.0.1 port=1 password={SECRET}'
+        PUBLICATION news WITH (connect = false)
         """
-        with role("CREATEDB") as name, place() as here:
+        with place() as here:
             with database(sql) as source:
                 pg_dump(source, here.backup, "-Fc", "--no-owner")
             for words in ((), ("--jobs", "2")):
-                how = ("--backup", str(here.backup), *words)
-                over = here.drill(*how, url=url(user=name))
-                self.assertEqual(over.status, 1, over.said)
-                self.assert_said(over, "subscription", "--throwaway")
+                how = ("--backup", str(here.backup), "--no-throwaway", *words)
+                over = drilled(here, *how)
+                self.assert_verdict(over, "error", "SUBSCRIPTION", "--throwaway")
 
-    def test_value_in_a_parallel_load(self) -> None:
-        """What pg_restore says of rows is not shown, and is no verdict."""
-        sql = f"""
+
+FUSSY = f"""
 CREATE FUNCTION public.fussy(word text) RETURNS boolean LANGUAGE plpgsql AS $$BEGIN
-    IF current_database() ~ '_restored$' THEN RAISE 'not %', word; END IF;
+    IF current_database() ~ '_restored$' THEN {{raises}}; END IF;
     RETURN true;
 END$$;
 CREATE TABLE public.kept (word text CHECK (public.fussy(word)));
 INSERT INTO public.kept VALUES ('{SECRET}')
-        """
-        with database(sql) as source, place() as here:
-            pg_dump(source, here.backup, "-Fc")
-            for words, verdict in ((), "failed"), (("--jobs", "2"), "error"):
-                over = here.drill("--backup", str(here.backup), *words, url=url())
-                self.assert_verdict(over, verdict)
-                self.assertNotIn(SECRET, over.text + str(over.report))
+"""
+
+
+class RowTests(Case):
+    """No row is shown, whatever code PostgreSQL tells of it."""
+
+    def test_value_in_an_insert(self) -> None:
+        """A value that is taken for a column is not shown."""
+        with place() as here:
+            over = loaded(here, INSERTS)
+        self.assertEqual(over.status, 1)
+        self.assert_said(over, "42703")
+
+    def test_value_that_a_function_raises(self) -> None:
+        """It is not shown, nor where pg_restore tells no code."""
+        for raises, words, verdict in (
+            ("RAISE 'not %', word", (), "failed"),
+            ("RAISE 'not %', word USING ERRCODE = '23505'", (), "failed"),
+            ("RAISE 'not %', word", ("--jobs", "2"), "error"),
+        ):
+            with database(FUSSY.format(raises=raises)) as name, place() as here:
+                pg_dump(name, here.backup, "-Fc")
+                how = ("--backup", str(here.backup), "--no-throwaway", "-v", *words)
+                self.assert_verdict(drilled(here, *how), verdict, act="restore")
+
+    def test_value_in_a_warning(self) -> None:
+        """It is not shown either."""
+        sql = FUSSY.format(raises="RAISE WARNING 'not %', word")
+        with place() as here, database(sql) as name:
+            over = drilled(here, *LIVE, "--verbose", database=name)
+        self.assert_verdict(over, "passed", "01000")
 
 
 # --- URLs that cannot be read ---------------------------------------------------------
 
-UNREADABLE = f"""
-a colon and a slash
-    password: p@ss:{SECRET}/rd%20
-a hash
-    password: {SECRET}#x
-a slash
-    password: {SECRET}/x
-a question mark
-    password: {SECRET}?x
-a bracket
-    password: {SECRET}]x
-digits and a slash, as in a port and a name
-    password: 123/{SECRET}
-a question mark first, as in a parameter
-    password: ?{SECRET}=x
-    says: NAME
-"""
+
+@dataclass(frozen=True)
+class Unreadable(Row):
+    """A password that a URL cannot hold as it is, and what is said."""
+
+    password: str
+    says: str = "percent-encode what is special in the password"
+
+
+UNREADABLE = (
+    Unreadable("a colon and a slash", f"p@ss:{SECRET}/rd%20"),
+    Unreadable("a hash", f"{SECRET}#x"),
+    Unreadable("a question mark", f"{SECRET}?x"),
+    Unreadable("a bracket", f"{SECRET}]x"),
+    Unreadable("digits and a slash, as in a port and a name", f"123/{SECRET}"),
+    Unreadable("a question mark first", f"?{SECRET}=x", "NAME"),
+)
 
 
 class UnreadableURLTests(Case, table=UNREADABLE):
-    """A password that a URL cannot hold as it is makes an error without a piece of it."""
+    """A password that a URL cannot hold makes an error without a piece of it."""
 
-    def judge(self, row: Row) -> None:
+    def judge(self, row: Unreadable) -> None:
         """The sentence says what to do."""
-        where = f"postgresql://drill_secret:{row['password']}@127.0.0.1:1/postgres"
+        where = f"postgresql://site_secret:{row.password}@127.0.0.1:1/postgres"
         with place() as here:
             over = here.drill("--verbose", url=where)
-        encode = "percent-encode what is special in the password"
-        self.assert_verdict(over, "error", row["says"] or encode)
+        self.assert_verdict(over, "error", row.says, act="set-up")

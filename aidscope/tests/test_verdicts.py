@@ -1,497 +1,1153 @@
-"""A failure says that the backup is bad, an error that it could not be judged."""
+"""A failure says that the backup is bad, an error that it could not be judged.
+
+shop      a healthy backup, with the version and the locale of its source
+damaged   a copy of it that something was done to
+"""
 
 import os
 import re
-import select
 import shutil
-import socket
-import socketserver
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from threading import Thread
-from urllib.parse import quote
+from typing import Any
+from unittest.mock import patch
 
+from aidscope.tests.in_process import drilled
 from aidscope.tests.support import (
-    BOUND,
     CLIENTS,
     DUMP,
     DUMPS,
-    ROOT,
-    SCRIPT,
+    LOADS,
+    READS,
     Case,
+    Ended,
     Place,
     Row,
     Server,
+    changed,
+    database,
     folder,
-    once,
     owner,
+    pg_dump,
     place,
-    prepared,
     private_server,
     programs,
-    server,
+    role,
+    started_server,
     system_programs,
-    until_the_end,
-    url,
     version,
 )
+from scripts import test_backup_restore as drill
+
+Change = Callable[[Path], None]
+
+# --- A backup, and what is done to it -------------------------------------------------
+
+SHOP = """
+CREATE SCHEMA shop;
+CREATE EXTENSION hstore SCHEMA public;
+CREATE TYPE shop.kind AS ENUM ('new', 'used');
+CREATE TYPE shop.size AS ENUM ('small', 'wide');
+CREATE FUNCTION shop.twice(integer) RETURNS integer LANGUAGE sql AS 'SELECT 2 * $1';
+CREATE FUNCTION shop.size() RETURNS shop.size LANGUAGE plpgsql AS
+$$BEGIN RETURN 'wide'; END$$;
+CREATE TABLE shop.article (id integer PRIMARY KEY, name text NOT NULL UNIQUE,
+    price integer CHECK (price > 0), kind shop.kind);
+CREATE TABLE shop.sale (article integer REFERENCES shop.article, span int4range,
+    EXCLUDE USING gist (span WITH &&));
+INSERT INTO shop.article VALUES (1, 'hat', 10, 'new'), (2, 'coat', 20, 'used');
+INSERT INTO shop.sale VALUES (1, '[1,5)'), (2, '[7,9)');
+CREATE VIEW shop.double AS SELECT id, shop.twice(price) FROM shop.article;
+CREATE VIEW shop.named AS
+SELECT name, count(*) FROM shop.article JOIN shop.sale ON article = id GROUP BY id;
+CREATE FUNCTION shop.full() RETURNS boolean LANGUAGE plpgsql AS
+$$BEGIN
+    IF (SELECT count(*) FROM shop.sale) < 2 THEN RAISE 'Krokodil'; END IF;
+    RETURN true;
+END$$;
+CREATE MATERIALIZED VIEW shop.checked AS SELECT shop.full();
+CREATE TABLE shop.visit (who text) PARTITION BY RANGE (who);
+CREATE TABLE shop.visit_1 PARTITION OF shop.visit FOR VALUES FROM ('a') TO ('m');
+CREATE INDEX visit_who ON shop.visit (who);
+CREATE PUBLICATION news FOR TABLE shop.article;
+SELECT lo_from_bytea(4711, 'six bytes')
+"""
+FOOTER = b"--\n-- PostgreSQL database dump complete"
+SALE_1, SALE_2 = b"1\t[1,5)\n", b"2\t[7,9)\n"
+
+
+@cache
+def shop() -> Path:
+    """A backup of the shop; that tells its locale, too."""
+    with database(SHOP) as name:
+        return pg_dump(name, folder() / "shop", "--create")
+
+
+def entry(kind: bytes, name: bytes) -> bytes:
+    """The pattern of one of pg_dump's entries."""
+    begins = rb"--\n-- Name: %s; Type: %s; " % (re.escape(name), kind)
+    return begins + rb".*?(?=--\n-- (Name|Data for|Post))"
+
+
+def without(kind: bytes, name: bytes) -> Change:
+    """What leaves an entry out."""
+    return changed(entry(kind, name), b"")
+
+
+def twice(kind: bytes, name: bytes) -> Change:
+    """What puts an entry in a second time."""
+    return changed(entry(kind, name), rb"\g<0>\g<0>")
+
+
+def replaced(old: bytes, new: bytes) -> Change:
+    """What replaces bytes."""
+    return changed(re.escape(old), new.replace(b"\\", rb"\\"))
+
+
+def added(sql: str, kind: str = "VIEW", name: str = "v") -> Change:
+    """What adds an entry at the end."""
+    comment = f"--\n-- Name: {name}; Type: {kind}; Schema: public; Owner: postgres\n--"
+    return replaced(FOOTER, f"{comment}\n\n{sql}\n\n\n".encode() + FOOTER)
+
+
+def judged(here: Place, *changes: Change, **how: Any) -> Ended:
+    """A run with a copy of the backup that was changed, on the server of the place."""
+    shutil.copy(shop(), here.backup)
+    for change in changes:
+        change(here.backup)
+    return drilled(here, "--backup", str(here.backup), "--no-throwaway", **how)
+
+
+OTHER_MAJOR = changed(rb"(Dumped from database version )\d+", rb"\g<1>9")
+OTHER_LOCALE = replaced(b" LOCALE = 'C'", b" LOCALE = 'xx_XX.utf8'")
+
+# --- What only the content of a backup can cause --------------------------------------
+
+
+@dataclass(frozen=True)
+class Bad(Row):
+    """How a backup is damaged, the code with the function, and where it is found."""
+
+    damage: Change
+    cause: str
+    found: str
+
+
+ALWAYS = (
+    Bad(
+        "a value that its type does not take",
+        replaced(b"\t10\tnew", b"\tKrokodil\tnew"),
+        "22P02",
+        "table data shop.article",
+    ),
+    Bad(
+        "a row that is short of a column",
+        replaced(b"2\tcoat\t20\tused", b"2\tKrokodil"),
+        "22P04",
+        "table data shop.article",
+    ),
+    Bad(
+        "no SQL", replaced(b"CREATE VIEW", b"CREATE VEIW"), "42601", "view shop.double"
+    ),
+    Bad("a schema twice", twice(b"SCHEMA", b"shop"), "42P06", "schema shop"),
+    Bad("a table twice", twice(b"TABLE", b"sale"), "42P07", "table shop.sale"),
+    Bad(
+        "a column twice",
+        replaced(b"    price integer", b"    price integer,\n    price integer"),
+        "42701",
+        "table shop.article",
+    ),
+    Bad(
+        "a function twice",
+        twice(b"FUNCTION", b"full()"),
+        "42723",
+        "function shop.full()",
+    ),
+    Bad("a type twice", twice(b"TYPE", b"kind"), "42710", "type shop.kind"),
+    Bad(
+        "no value where there must be one",
+        replaced(b"1\that\t", b"1\t\\N\t"),
+        "23502",
+        "table data shop.article",
+    ),
+    Bad(
+        "a reference to nothing",
+        replaced(b"1\that\t10\tnew\n", b""),
+        "23503",
+        "fk constraint shop.sale sale_article_fkey",
+    ),
+    Bad(
+        "rows that a function of its own raises at",
+        replaced(SALE_2, b""),
+        "P0001:exec_stmt_raise",
+        "materialized view data shop.checked",
+    ),
+)
+ON_SAME_MAJOR = (
+    Bad("no table", without(b"TABLE", b"sale"), "42P01", "table data shop.sale"),
+    Bad(
+        "no column",
+        replaced(b"    price integer,\n", b""),
+        "42703",
+        "table shop.article",
+    ),
+    Bad(
+        "no function",
+        without(b"FUNCTION", b"twice(integer)"),
+        "42883",
+        "view shop.double",
+    ),
+    Bad("no schema", without(b"SCHEMA", b"shop"), "3F000", "type shop.kind"),
+    Bad(
+        "no type of a column",
+        without(b"TYPE", b"kind"),
+        "42704:typenameType",
+        "table shop.article",
+    ),
+    Bad(
+        "no type that a function returns",
+        without(b"TYPE", b"size"),
+        "42704:compute_return_type",
+        "function shop.size()",
+    ),
+    Bad(
+        "no extension",
+        without(b"EXTENSION", b"hstore"),
+        "42704:get_extension_oid",
+        "comment EXTENSION hstore",
+    ),
+    Bad(
+        "no publication",
+        without(b"PUBLICATION", b"news"),
+        "42704:AlterPublication",
+        "publication table shop.news article",
+    ),
+    Bad(
+        "no primary key, which a view needs",
+        without(b"CONSTRAINT", b"article article_pkey"),
+        "42803",
+        "rule shop.named _RETURN",
+    ),
+    Bad(
+        "no primary key, which a reference needs",
+        changed(
+            entry(b"CONSTRAINT", b"article article_pkey")
+            + rb"(?P<between>.*?)"
+            + entry(b"RULE", b"named _RETURN"),
+            rb"\g<between>",
+        ),
+        "42830",
+        "fk constraint shop.sale sale_article_fkey",
+    ),
+    Bad(
+        "an index on what is a view",
+        replaced(b"ON ONLY shop.visit ", b"ON ONLY shop.double "),
+        "42809",
+        "index shop.visit_who",
+    ),
+    Bad(
+        "a partition that is not attached",
+        without(b"TABLE ATTACH", b"visit_1"),
+        "55000:ATExecAttachPartitionIdx",
+        "index attach shop.visit_1_who_idx",
+    ),
+)
+IN_SAME_LOCALE = (
+    Bad(
+        "a key twice",
+        replaced(b"2\tcoat\t", b"2\that\t"),
+        "23505",
+        "constraint shop.article article_name_key",
+    ),
+    Bad(
+        "a row that a CHECK forbids",
+        replaced(b"1\that\t10", b"1\that\t-10"),
+        "23514",
+        "table data shop.article",
+    ),
+    Bad(
+        "rows that exclude each other",
+        replaced(SALE_2, b"2\t[4,9)\n"),
+        "23P01",
+        "constraint shop.sale sale_span_excl",
+    ),
+    Bad(
+        "bounds that hold nothing",
+        replaced(b"FROM ('a') TO ('m')", b"FROM ('m') TO ('a')"),
+        "42P17",
+        "table attach shop.visit_1",
+    ),
+)
+
+
+class BadCase(Case):
+    """A backup is damaged; so it is bad, unless its place can have caused the error."""
+
+    patterns: tuple[str, ...]
+    blamed: tuple[Change, ...] = ()  # where it is bad nevertheless
+    excused: tuple[Change, ...] = ()  # where its place can have caused the error
+    hint = ""
+
+    def judge(self, row: Bad) -> None:
+        """It is bad, in the entry that is damaged; an error where it is excused."""
+        code = row.cause[:5]
+        said = f"{row.found}: {code}"
+        with place() as here:
+            over = judged(here, row.damage, *self.blamed)
+            self.assert_verdict(over, "failed", said, act="restore")
+            if self.excused:
+                over = judged(here, row.damage, *self.excused)
+                self.assert_verdict(over, "error", said, self.hint, act="restore")
+
+    def assert_all_caused(self, rows: tuple[Bad, ...]) -> None:
+        """Each code, and each function that must have reported it, is in a row."""
+        causes = " ".join(row.cause for row in rows)
+        for pattern in self.patterns:
+            positive = re.sub(r"\(\?!.*?\)", "", pattern)
+            for part in re.findall("[0-9A-Z]{5}|[a-zA-Z_]{9,}|22", positive):
+                self.assertIn(part, causes)
+
+
+class AlwaysBadTests(BadCase, table=ALWAYS):
+    """What is bad wherever it is restored, and whatever version wrote it."""
+
+    patterns = drill.ALWAYS
+    blamed = (OTHER_MAJOR, OTHER_LOCALE)
+
+    def test_all(self) -> None:
+        """The program has no pattern that is not here."""
+        self.assert_all_caused(ALWAYS)
+
+    def test_healthy(self) -> None:
+        """The backup that is not damaged passes, there as well."""
+        with place() as here:
+            self.assert_verdict(judged(here), "passed")
+            over = judged(here, OTHER_MAJOR, OTHER_LOCALE)
+        self.assert_verdict(over, "passed", "a locale is missing here")
+
+
+class BadOnSameMajorTests(BadCase, table=ON_SAME_MAJOR):
+    """What is bad on the version that wrote it; another one may lack something."""
+
+    patterns = drill.ON_SAME_MAJOR
+    blamed = (OTHER_LOCALE,)
+    excused = (OTHER_MAJOR,)
+    hint = "use the version of PostgreSQL that wrote it"
+
+    def test_all(self) -> None:
+        """The program has no pattern that is not here."""
+        self.assert_all_caused(ON_SAME_MAJOR)
+
+
+class BadInSameLocaleTests(BadCase, table=IN_SAME_LOCALE):
+    """What is bad in the locale of its source; texts have another order elsewhere."""
+
+    patterns = drill.IN_SAME_LOCALE
+    blamed = (OTHER_MAJOR,)
+    excused = (OTHER_LOCALE,)
+    hint = "texts may have another order here"
+
+    def test_all(self) -> None:
+        """The program has no pattern that is not here."""
+        self.assert_all_caused(IN_SAME_LOCALE)
+
+
+# --- What the place of the restore can cause ------------------------------------------
+
+
+@dataclass(frozen=True)
+class Healthy(Row):
+    """What a healthy backup holds besides, what is said, and what to do."""
+
+    change: Change
+    says: str
+    hint: str = ""
+
+
+NOBODY = "ALTER SCHEMA shop OWNER TO nobody_here;"
+MISSING = (
+    Healthy("a role", added(NOBODY), "42704", "a server with the role"),
+    Healthy(
+        "a role, as the session's",
+        added("SET SESSION AUTHORIZATION nobody_here;"),
+        "22023",
+        "a server like the source's, with its roles",
+    ),
+    Healthy(
+        "a role that only a function names",
+        added(
+            "CREATE FUNCTION public.f() RETURNS int LANGUAGE plpgsql AS"
+            f" $$BEGIN EXECUTE replace('{NOBODY}', 'body', 'where'); END$$;\n"
+            "CREATE MATERIALIZED VIEW public.m AS SELECT public.f();"
+        ),
+        "42704",
+        "a server with the role",
+    ),
+    Healthy(
+        "a tablespace",
+        added("CREATE TABLE public.t () TABLESPACE nowhere;"),
+        "42704",
+        "use a server with the tablespace",
+    ),
+    Healthy(
+        "a tablespace, as the default",
+        added("SET default_tablespace = nowhere;"),
+        "22023 by call_string_check_hook",
+        "a server like the source's",
+    ),
+    Healthy(
+        "an extension",
+        added("CREATE EXTENSION nowhere;"),
+        'extension "nowhere" is not available',
+        "where the server runs",
+    ),
+    Healthy(
+        "a version of an extension",
+        added("CREATE EXTENSION citext VERSION '99';"),
+        "22023",
+        "a server like the source's",
+    ),
+    Healthy(
+        "an extension that an extension needs",
+        added("CREATE EXTENSION earthdistance SCHEMA shop;", "EXTENSION"),
+        "42704",
+        "",
+    ),
+    Healthy(
+        "a schema in which an extension may be",
+        added("CREATE EXTENSION adminpack SCHEMA shop;"),
+        "0A000",
+        "a server like the source's",
+    ),
+    Healthy(
+        "a schema, of an extension",
+        added("CREATE EXTENSION citext SCHEMA nowhere;", "EXTENSION"),
+        "3F000",
+        "",
+    ),
+    Healthy(  # FAULT 2
+        "a library",
+        added(
+            "CREATE FUNCTION public.f() RETURNS int LANGUAGE c"
+            " AS '$libdir/nowhere', 'f';"
+        ),
+        "58P01",
+        "where the server runs",
+    ),
+    Healthy(
+        "a function of a library",
+        added(
+            "CREATE FUNCTION public.f() RETURNS int LANGUAGE c"
+            " AS '$libdir/hstore', 'nowhere';"
+        ),
+        "42883",
+        "where the server runs",
+    ),
+    Healthy(
+        "the file of a dictionary",
+        added(
+            "CREATE TEXT SEARCH DICTIONARY public.d"
+            " (template = simple, stopwords = nowhere);"
+        ),
+        "F0000",
+        "where the server runs",
+    ),
+    Healthy(
+        "the provider of a label",
+        added("SECURITY LABEL FOR nowhere ON TABLE shop.sale IS 'Krokodil';"),
+        "22023",
+        "a server like the source's",
+    ),
+    Healthy(
+        "a locale",
+        added("CREATE COLLATION public.c (locale = 'xx_XX.utf8');"),
+        "22023 by report_newlocale_failure",
+        "install the locale where the server runs",
+    ),
+    Healthy(
+        "a collation",
+        added('CREATE TABLE public.t (x text COLLATE pg_catalog."xx_XX.utf8");'),
+        "42704",
+        "install the locale where the server runs",
+    ),
+    Healthy(
+        "a setting", added("SET shape = 1;"), 'parameter "shape"', "use a newer server"
+    ),
+)
+IN_THE_WAY = (
+    Healthy(
+        "an extension",
+        added("CREATE EXTENSION plpgsql;", "EXTENSION"),
+        "42710",
+        "",
+    ),
+    Healthy(
+        "an end of the query",
+        added(
+            "CREATE MATERIALIZED VIEW public.m AS"
+            " SELECT pg_cancel_backend(pg_backend_pid()), pg_sleep(9) IS NULL AS x;"
+        ),
+        "57014",
+        "allow more time with --timeout",
+    ),
+    Healthy(
+        "an end of the session",
+        added(
+            "CREATE MATERIALIZED VIEW public.m AS"
+            " SELECT pg_terminate_backend(pg_backend_pid()), pg_sleep(9) IS NULL AS x;"
+        ),
+        "psql exited with 2\n  psql:<stdin>:",
+        "terminating connection due to administrator command\n  run again",
+    ),
+    Healthy(
+        "SQL behind the end of the backup",
+        replaced(FOOTER + b"\n--\n", FOOTER + b"\n--\n\nSELECT public.f();\n"),
+        "42883",
+        "",
+    ),
+)
+
+
+class HealthyCase(Case):
+    """A backup is healthy, but cannot be restored here: it could not be judged."""
+
+    def judge(self, row: Healthy) -> None:
+        """It is an error that says what to do, though version and locale are right."""
+        with place() as here:
+            over = judged(here, row.change)
+        self.assert_verdict(over, "error", row.says, row.hint, act="restore")
+
+
+class MissingTests(HealthyCase, table=MISSING):
+    """The server lacks something."""
+
+    def test_rights(self) -> None:
+        """An ordinary role may not make what a superuser owned."""
+        with role("CREATEDB") as user, place() as here:
+            over = judged(here, user=user)
+        self.assert_verdict(over, "error", "42501", "a role with more rights")
+
+    def test_locale_of_the_database(self) -> None:
+        """With --strict no other is taken in its place."""
+        with place() as here:
+            judged(here, OTHER_LOCALE)
+            words = ("--backup", str(here.backup), "--no-throwaway", "--strict")
+            over = drilled(here, *words)
+        # FAULT 4
+        self.assert_verdict(over, "error", "xx_XX", "install the locale", act="restore")
+
+
+class InTheWayTests(HealthyCase, table=IN_THE_WAY):
+    """Something is in the way."""
+
+
+# --- What is said ---------------------------------------------------------------------
+
+RAISE = """
+CREATE FUNCTION public.f() RETURNS int LANGUAGE plpgsql AS
+$$BEGIN RAISE {level} 'Krokodil' USING ERRCODE = '{code}'; RETURN 1; END$$;
+CREATE MATERIALIZED VIEW public.m AS SELECT public.f();
+"""
+
+
+@dataclass(frozen=True)
+class Told(Row):
+    """What is done to a backup, the verdict, and what is said of it."""
+
+    change: Change
+    verdict: str
+    says: str
+
+
+WORDS = (
+    Told(
+        "a relation that sounds like a fault of the disk",
+        added('CREATE VIEW public.v AS TABLE public."No space left on device";'),
+        "failed",
+        '42P01: relation "public.No space left on device" does not exist',
+    ),
+    Told(
+        "a relation that sounds like a start",
+        added('CREATE VIEW public.v AS TABLE public."the server is starting up";'),
+        "failed",
+        "42P01",
+    ),
+    Told(
+        "a value as an INSERT's column",
+        added('INSERT INTO shop.sale VALUES (1, "Krokodil");', "TABLE DATA"),
+        "failed",
+        "42703 by errorMissingColumn: its words may quote a value",
+    ),
+    Told(
+        "a value that a view casts",
+        added("CREATE MATERIALIZED VIEW public.m AS SELECT 'Krokodil'::int AS x;"),
+        "failed",
+        "22P02",
+    ),
+    Told(
+        "a value in an error that is raised with a code of its own",
+        added(RAISE.format(level="EXCEPTION", code="23505")),
+        "failed",
+        "23505 by exec_stmt_raise: a key that is there twice",
+    ),
+    Told(
+        "a value in an error that is raised with a code of the place's",
+        added(RAISE.format(level="EXCEPTION", code="53100")),
+        "error",
+        "53100 by exec_stmt_raise: its words may quote a value",
+    ),
+    Told(
+        "a value in a warning",
+        added(RAISE.format(level="WARNING", code="22012"), "FUNCTION", "f()"),
+        "passed",
+        "",
+    ),
+    Told(
+        "an error behind a warning",
+        added(f"{RAISE.format(level='WARNING', code='22012')}\n{NOBODY}"),
+        "error",
+        'role "nobody_here" does not exist',
+    ),
+    Told(
+        "another key of the restriction",
+        replaced(b"\n\\unrestrict ", b"\n\\unrestrict x"),
+        "failed",
+        "the backup holds a command for psql",
+    ),
+)
+GERMAN = (
+    Told("a role", added(NOBODY), "error", "a server with the role"),
+    Told("a function", without(b"FUNCTION", b"twice(integer)"), "failed", "42883"),
+    Told(
+        "room for locks",
+        added("\n".join(f"CREATE TABLE public.t{n} ();" for n in range(1500))),
+        "error",
+        "max_locks_per_transaction",
+    ),
+)
+
+
+class WordsTests(Case, table=WORDS):
+    """Codes decide, not words; and no value of a row is shown."""
+
+    def judge(self, row: Told) -> None:
+        """The restore ends as the row says."""
+        with place() as here:
+            over = judged(here, row.change)
+        self.assert_verdict(over, row.verdict, row.says, act="restore")
+
+    def test_passwords(self) -> None:
+        """What looks like a password is not shown, and changes no verdict."""
+        secrets = ("role", "psql", "ERROR", "2", "22", "1", ":")
+        damage = replaced(b"\t10\tnew", b"\tKrokodil\tnew")
+        with place() as here:
+            failed = judged(here, damage, secrets=secrets)
+            error = judged(here, added(NOBODY), secrets=secrets)
+        self.assert_verdict(failed, "failed", "table data shop.article", act="restore")
+        self.assert_verdict(error, "error", "use a server with the", act="restore")
+        self.assertIn("[REDACTED]", failed.said)
+
+
+class GermanTests(Case, table=GERMAN):
+    """A small server that speaks German lacks something."""
+
+    def judge(self, row: Told) -> None:
+        """The restore ends as the row says."""
+        with place(german_server()) as here:
+            over = judged(here, row.change)
+        self.assert_verdict(over, row.verdict, row.says, act="restore")
+
+
+@cache
+def german_server() -> Server:
+    """A server that speaks German, if its messages are installed."""
+    home = folder() / "german"
+    home.mkdir()
+    settings = "lc_messages = 'C.UTF-8'\nmax_locks_per_transaction = 10\n"
+    settings += "max_wal_senders = 0\nmax_worker_processes = 0\nmax_connections = 10\n"
+    return started_server(home, settings, LANGUAGE="de")
+
+
+@dataclass(frozen=True)
+class Hinted(Row):
+    """What a program says, which cannot be caused here, and what to do about it."""
+
+    hint: str
+
+
+HINTED = (
+    Hinted("psql: error: ... FATAL:  password authentication failed for x", "password"),
+    Hinted("could not connect to server: Connection timed out", "host and port"),
+    Hinted('FATAL:  no pg_hba.conf entry for host "10.0.0.1"', "sslmode"),
+    Hinted("FATAL:  unsupported startup parameter: options", "not its pooler"),
+    Hinted("pg_dump: error while loading shared libraries: libzstd", "lacks a library"),
+    Hinted("[Errno 13] Permission denied: '/srv/nightly.dump'", "let the account"),
+    Hinted("[Errno 2] No such file or directory: 'xz'", "xz-utils"),
+    Hinted("[Errno 2] No such file or directory: '/srv/starting'", ""),
+    Hinted("cannot open /srv/the database system/starting.sql", ""),
+)
+
+
+class HintTests(Case, table=HINTED):
+    """What programs say without a code is told with what to do."""
+
+    def judge(self, row: Hinted) -> None:
+        """The hint is there, or there is none."""
+        hint = drill.hint_for(row.words)
+        self.assertIn(row.hint, hint)
+        self.assertEqual(bool(hint), bool(row.hint))
+
+
+# --- What programs do -----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Behaviour(Row):
+    """The shell's commands that a program does, and how the run ends in which act."""
+
+    program: str
+    body: str
+    verdict: str
+    act: str
+    says: str
+    drill: tuple[str, ...] = ()
+
+
+SHORT = ("--timeout", "3")
+CREATION = ("-k", "creation")
+CUSTOM = ("--format", "custom")
+MOMENTS = {"pg_dump": DUMPS, "psql": LOADS, "pg_restore": READS}
+PG_DUMP = (
+    Behaviour(
+        "hangs with a child",
+        "pg_dump",
+        "sleep 600 & sleep 600",
+        "error",
+        "creation",
+        "pg_dump did not end within 3 s",
+        SHORT,
+    ),
+    Behaviour(
+        "fails",
+        "pg_dump",
+        "echo 'pg_dump: error: it rains' >&2; exit 3",
+        "error",
+        "creation",
+        "pg_dump exited with 3\n  pg_dump: error: it rains",
+    ),
+    Behaviour(
+        "finds no room",
+        "pg_dump",
+        "echo 'pg_dump: error: write: No space left on device' >&2; exit 1",
+        "error",
+        "creation",
+        "No space left on device\n  make room on the disk",
+    ),
+    Behaviour(
+        "is killed",
+        "pg_dump",
+        "kill -9 $$",
+        "error",
+        "creation",
+        "pg_dump exited with -9",
+    ),
+    Behaviour(
+        "ends well and writes nothing",
+        "pg_dump",
+        "exit 0",
+        "failed",
+        "creation",
+        "wrote only 0 bytes",
+    ),
+    Behaviour(
+        "ends well and its file is empty",
+        "pg_dump",
+        f'{DUMP}: > "$target"; exit',
+        "failed",
+        "creation",
+        "wrote only 0 bytes",
+    ),
+    Behaviour(
+        "warns",
+        "pg_dump",
+        "echo 'pg_dump: warning: it rains' >&2",
+        "passed",
+        "creation",
+        "pg_dump: warning: it rains",
+        CREATION,
+    ),
+)
+LOADERS = (
+    Behaviour(
+        "psql is frozen",
+        "psql",
+        "kill -STOP $$",
+        "error",
+        "restore",
+        "psql did not end within 3 s",
+        SHORT,
+    ),
+    Behaviour(
+        "psql fails and tells no code",
+        "psql",
+        "echo 'it rains' >&2; exit 3",
+        "error",
+        "restore",
+        "psql exited with 3\n  it rains",
+    ),
+    Behaviour(
+        "psql fails by a fault of its own",
+        "psql",
+        "echo 'out of memory' >&2; exit 1",
+        "error",
+        "restore",
+        "psql exited with 1\n  out of memory",
+    ),
+    Behaviour(
+        "psql fails by itself with a code in what it says",
+        "psql",
+        "echo 'psql:<stdin>:1: ERROR:  22P02: it rains' >&2; exit 1",
+        "error",
+        "restore",
+        "psql exited with 1",
+    ),
+    Behaviour(
+        "psql is killed",
+        "psql",
+        "kill -9 $$",
+        "error",
+        "restore",
+        "psql exited with -9",
+    ),
+    Behaviour(
+        "psql ends well and loads nothing",
+        "psql",
+        "cat > /dev/null; exit 0",
+        "failed",
+        "restore",
+        "expected  index backup_drill.item_awkward\n",
+    ),
+    Behaviour(
+        "pg_restore is killed",
+        "pg_restore",
+        "kill -9 $$",
+        "error",
+        "validation",
+        "pg_restore exited with -9",
+        CUSTOM,
+    ),
+    Behaviour(
+        "pg_restore fails",
+        "pg_restore",
+        "echo 'pg_restore: error: it rains' >&2; exit 1",
+        "error",
+        "validation",
+        "pg_restore exited with 1\n  pg_restore: error: it rains",
+        CUSTOM,
+    ),
+    Behaviour(
+        "pg_restore finds damage",
+        "pg_restore",
+        "echo 'pg_restore: error: could not find header for file' >&2; exit 1",
+        "failed",
+        "validation",
+        "pg_restore: error: could not find header for file",
+        CUSTOM,
+    ),
+    Behaviour(
+        "pg_restore was built without a compression",
+        "pg_restore",
+        "echo 'pg_restore: error: this build does not support compression with"
+        " zstd' >&2; exit 1",
+        "error",
+        "validation",
+        "that are built with it",
+        CUSTOM,
+    ),
+)
+
+
+class BehaviourCase(Case):
+    """A program that does not do its work does not pass for one that does."""
+
+    def judge(self, row: Behaviour) -> None:
+        """The run ends as the row says."""
+        with place() as here:
+            here.stand_in(row.program, row.body, MOMENTS[row.program])
+            over = drilled(here, *row.drill)
+        self.assert_verdict(over, row.verdict, row.says, act=row.act)
+
+
+class DumpBehaviourTests(BehaviourCase, table=PG_DUMP):
+    """What pg_dump does when it writes the backup."""
+
+
+class LoaderBehaviourTests(BehaviourCase, table=LOADERS):
+    """What psql does when it loads, and pg_restore when it reads."""
+
+
+# --- The drill's own checks -----------------------------------------------------------
+
+compare = drill.differences
+Lines = set[str]
+
+
+def comparison_without(pattern: str) -> Callable[[Lines, Lines], list[Any]]:
+    """A comparison that does not see lines of a kind."""
+
+    def blind(expected: Lines, found: Lines) -> list[Any]:
+        unseen = {line for line in expected ^ found if re.search(pattern, line)}
+        return compare(expected - unseen, found - unseen)
+
+    return blind
+
+
+class BlindReading(drill.Reading):
+    """A reading that finds no problem."""
+
+    problems = property(lambda _: [], lambda *_: None)
+
+
+@dataclass(frozen=True)
+class Control(Row):
+    """What makes one of the program's checks blind, and what is said then."""
+
+    target: object
+    name: str
+    blind: object
+    act: str
+    says: str
+
+
+OF_ROWS = r" rows with hash \w+$"
+CONTROLS = (
+    Control(
+        "the reader",
+        drill,
+        "Reading",
+        BlindReading,
+        "validation",
+        "the drill's own control failed\n  the reader",
+    ),
+    Control(
+        "the checksum",
+        drill,
+        "problems_of_checksum",
+        lambda *_: [],
+        "validation",
+        "the drill's own control failed\n  the checksum",
+    ),
+    Control(
+        "the comparison of values",
+        drill,
+        "differences",
+        comparison_without(OF_ROWS),
+        "restore",
+        "saw no change of a value",
+    ),
+    Control(
+        "the hash of rows",
+        drill,
+        "ROWS",
+        drill.ROWS.replace("sum(hashint8extended(", "sum(0 * hashint8extended("),
+        "restore",
+        "saw no change of a value",
+    ),
+    Control(
+        "the comparison of definitions",
+        drill,
+        "differences",
+        comparison_without(rf"^(?!.*( rows|in order|{OF_ROWS})$)"),
+        "restore",
+        "saw no change of a definition",
+    ),
+    Control(
+        "the comparison of names",
+        drill,
+        "differences",
+        comparison_without(": in order$"),
+        "restore",
+        "saw no change of a name",
+    ),
+    Control(
+        "all comparison",
+        drill,
+        "differences",
+        lambda *_: [],
+        "restore",
+        "the drill's own comparison",
+    ),
+)
+
+
+class ControlTests(Case, table=CONTROLS):
+    """A drill with a check that is blind does not pass: it finds that out."""
+
+    def judge(self, row: Control) -> None:
+        """The run ends as an error of the check's."""
+        with place() as here, patch.object(row.target, row.name, row.blind):
+            over = drilled(here)
+        self.assert_verdict(over, "error", row.says, act=row.act)
+
 
 # --- Programs and their versions ------------------------------------------------------
 
-# Which programs are on PATH, by the version that they tell, and, with `real`, where the
-# real ones are besides: in their usual folder, or further behind on PATH.
-VERSIONS = """
-none
-    ends: skipped
-    says: no PostgreSQL programs | install postgresql
-none, strict
-    run: --strict
-    ends: error
-    says: no PostgreSQL programs
-psql alone is missing
-    found: pg_dump {version} pg_restore {version}
-    ends: error
-    says: psql
-only older
-    found: pg_dump {older} psql {older} pg_restore {older}
-    ends: error
-    says: {older} | {version} | install postgresql
-only newer
-    found: pg_dump {newer} psql {newer} pg_restore {newer}
-    ends: passed
-    says: pg_dump {newer} | {version}
-only newer, strict
-    run: --strict
-    found: pg_dump {newer} psql {newer} pg_restore {newer}
-    ends: error
-    says: {newer}
-newer, and their backup is ahead of the server
-    found: pg_dump {newer} psql {newer} pg_restore {newer}
-    damage: exec sed -i '1,/^SET /s/^SET /SET shape = 1; &/' "$target"
-    ends: error
-    says: parameter "shape" | newer
-newer before the right ones
-    run: --strict -k creation
-    found: pg_dump {newer} psql {newer} pg_restore {newer}
-    real: usual
-    ends: passed
-    says: {all}
-older before the right ones on PATH
-    run: --strict -k creation
-    found: pg_dump {older} psql {older} pg_restore {older}
-    real: behind
-    ends: passed
-    says: {all}
-of several versions in one folder
-    run: --strict -k creation
-    found: pg_dump {version} psql {version} pg_restore {newer}
-    real: usual
-    ends: passed
-    says: {all}
-of no version
-    run: --strict
-    found: pg_dump unknown psql unknown pg_restore unknown
-    ends: error
-    says: {version} | found: | install postgresql
-"""
-MAJOR = int(version().partition(".")[0])
-for word, meaning in {
-    "{all}": ", ".join(f"{name} {version()}" for name in CLIENTS),
-    "{newer}": f"{MAJOR + 1}.3",
-    "{older}": f"{MAJOR - 1}.3",
-    "{version}": version(),
-}.items():
-    VERSIONS = VERSIONS.replace(word, meaning)
+
+@dataclass(frozen=True)
+class Versions(Row):
+    """Which programs are on PATH, by how many majors they are newer, and the end."""
+
+    newer: dict[str, int]
+    verdict: str
+    says: str
+    drill: tuple[str, ...] = ()
+    real: str = ""  # where the real ones are besides: usual folders, behind on PATH
+
+
+STRICT = ("--strict",)
+BOTH = STRICT + CREATION
+OLDER = dict.fromkeys(CLIENTS, -1)
+NEWER = dict.fromkeys(CLIENTS, 1)
+VERSIONS = (
+    Versions("none", {}, "skipped", "apt-get install postgresql-client"),
+    Versions("none, strict", {}, "error", "found: none", STRICT),
+    Versions(
+        "psql alone is missing",
+        {"pg_dump": 0, "pg_restore": 0},
+        "error",
+        "missing: pg_dump, psql, pg_restore\n  found: none",
+    ),
+    Versions("only older", OLDER, "error", "apt-get install postgresql-client"),
+    Versions("only newer", NEWER, "passed", "newer programs are used", CREATION),
+    Versions("only newer, strict", NEWER, "error", "\n  found: ", STRICT),
+    Versions("newer before the right ones", NEWER, "passed", "", BOTH, "usual"),
+    Versions("older before the right ones", OLDER, "passed", "", BOTH, "behind"),
+)
+USUAL = re.compile("(usr|opt|Applications)/")
+SPEAKS = '[ "$*" = --version ] && echo "pg_dump (PostgreSQL) {version}" && exit'
 
 
 class VersionTests(Case, table=VERSIONS):
     """The programs fit the server, or the drill says what is needed."""
 
-    def judge(self, row: Row) -> None:
+    def judge(self, row: Versions) -> None:
         """The run ends as the row says, whatever else is on this machine."""
+        major = int(version().partition(".")[0])
+        with place() as here:
+            for name in set(CLIENTS) - row.newer.keys():
+                (here.bin / name).unlink()
+            for name, newer in row.newer.items():
+                tells = SPEAKS.format(version=f"{major + newer}.3")
+                here.stand_in(name, "", before=tells)
+            path = [here.bin, tools()]
+            if row.real == "behind":
+                path.insert(1, programs())
+            find = drill.FIND_PROGRAMS
+            if row.real != "usual":
+                find = USUAL.sub("nowhere/", find)
+            with patch.object(drill, "FIND_PROGRAMS", find):
+                over = drilled(here, *row.drill, PATH=":".join(map(str, path)))
+        self.assert_verdict(over, row.verdict, row.says)
+        if row.verdict == "passed":
+            used = version() if row.real else f"{major + 1}.3"
+            self.assert_facts(over, programs=used)
+        if row.newer in (OLDER, NEWER) and row.verdict == "error":
+            self.assertIn(f"missing: pg_dump, psql, pg_restore {major}\n", over.said)
+
+    def test_of_no_version(self) -> None:
+        """Programs that tell no version are none."""
         with place() as here:
             for name in CLIENTS:
-                (here.bin / name).unlink()
-            for name, told in re.findall(r"(\w+) (\S+)", row["found"]):
-                (here.bin / name).touch()
-                body = DUMP + row["damage"] if name == "pg_dump" else ""
-                tells = f'[ "$*" = --version ] && echo "x (PostgreSQL) {told}" && exit'
-                here.stand_in(name, body if row["damage"] else "", DUMPS, before=tells)
-            behind = [str(programs())] if row["real"] == "behind" else []
-            usual = row["real"] == "usual"
-            over = here.drill(
-                *row["run"].split(),
-                url=url(),
-                command=(str(SCRIPT if usual else without_usual_folders(here)),),
-                PATH=os.pathsep.join([str(here.bin), *behind, str(tools())]),
-                PYTHONPATH=str(ROOT),
-                DJANGO_SETTINGS_MODULE="aidscope.settings",
-            )
-        self.assert_row(over, row)
+                here.stand_in(name, "", before=SPEAKS.format(version="unknown"))
+            find = USUAL.sub("nowhere/", drill.FIND_PROGRAMS)
+            path = f"{here.bin}{os.pathsep}{tools()}"
+            with patch.object(drill, "FIND_PROGRAMS", find):
+                over = drilled(here, PATH=path)
+        self.assert_verdict(over, "error", "found: none")
 
     def test_wrapper(self) -> None:
         """Debian's wrapper, which runs the newest version, is passed by."""
         with place() as here:
-            called, wrapper = here.folder / "called", here.bin / "pg_wrapper"
+            called = here.folder / "called"
+            wrapper = here.bin / "pg_wrapper"
             wrapper.write_text(f"#!/bin/sh\necho $0 >> '{called}'\n")
             wrapper.chmod(0o755)
             for name in CLIENTS:
                 (here.bin / name).unlink()
                 (here.bin / name).symlink_to(wrapper)
             path = f"{here.bin}{os.pathsep}{tools()}"
-            over = here.run("--strict", "-k", "creation", url=url(), PATH=path)
+            over = drilled(here, "--strict", "-k", "creation", PATH=path)
             self.assertFalse(called.exists())
-        self.assert_verdict(over, "passed", f"psql {version()}")
+        self.assert_verdict(over, "passed")
+        self.assert_facts(over, programs=version())
 
 
-@once
+@cache
 def tools() -> Path:
     """A folder with the programs of this system, but for PostgreSQL's."""
     return system_programs(folder() / "tools")
 
 
-def without_usual_folders(here: Place) -> Path:
-    """A copy of the drill that looks for programs on PATH alone."""
-    text = SCRIPT.read_text()
-    other = re.sub(r"(usr|opt)/(lib|homebrew|local|pgsql-)", "nowhere", text)
-    assert other != text
-    copy = here.folder / "scripts" / SCRIPT.name
-    copy.parent.mkdir()
-    copy.write_text(other)
-    return copy
-
-
-# --- What programs do -----------------------------------------------------------------
-
-BEHAVIOURS = """
-pg_dump hangs, with a child
-    run: --timeout 2
-    pg_dump: sleep 600 & sleep 600
-    ends: error in creation
-    says: pg_dump did not end within 2 s | --timeout
-pg_dump fails
-    pg_dump: echo 'pg_dump: error: it rains' >&2; exit 3
-    ends: error in creation
-    says: pg_dump exited with 3 | pg_dump: error: it rains
-pg_dump finds no room
-    pg_dump: echo 'pg_dump: error: write: No space left on device' >&2; exit 1
-    ends: error in creation
-    says: No space left on device | make room on the disk
-pg_dump is killed
-    pg_dump: kill -9 $$
-    ends: error in creation
-    says: signal 9
-pg_dump ends well and writes nothing
-    pg_dump: exit 0
-    ends: failed in creation
-    says: wrote only 0 bytes
-pg_dump ends well and its file is empty
-    damage: : > "$target"; exit
-    ends: failed in creation
-    says: wrote only 0 bytes
-pg_dump warns
-    run: -k creation
-    pg_dump: echo 'pg_dump: warning: it rains' >&2
-    ends: passed in creation
-    says: pg_dump: warning: it rains
-psql hangs
-    run: --timeout 2
-    psql: sleep 600
-    ends: error in restore
-    says: psql did not end within 2 s
-psql fails and tells no SQLSTATE
-    psql: echo 'it rains' >&2; exit 3
-    ends: error in restore
-    says: it rains
-psql fails by a fault of its own
-    psql: echo 'out of memory' >&2; exit 1
-    ends: error in restore
-    says: out of memory
-psql is killed
-    psql: kill -9 $$
-    ends: error in restore
-    says: signal 9
-psql ends well and loads nothing
-    psql: exit 0
-    ends: failed in restore
-    says: the restored database differs from its source | : missing
-pg_restore is killed
-    run: --format custom
-    pg_restore: kill -9 $$
-    ends: error in validation
-    says: signal 9
-pg_restore fails
-    run: --format custom
-    pg_restore: echo 'pg_restore: error: it rains' >&2; exit 1
-    ends: failed in validation
-    says: pg_restore: error: it rains
-"""
-
-
-class BehaviourTests(Case, table=BEHAVIOURS):
-    """A program that does not do its work does not pass for one that does."""
-
-
-# --- The drill's own checks -----------------------------------------------------------
-
-# In the words of Python: what makes one check blind.
-CONTROLS = """
-the scan of a backup
-    blind: drill.Scan.note = lambda *_: None
-    ends: error in validation
-    says: the drill's own scan
-the checksum
-    blind: drill.problems_of_checksum = lambda *_: []
-    ends: error in validation
-    says: the drill's own checksum
-rows
-    blind: without("rows", {})
-    ends: error in restore
-    says: the drill's own comparison | rows
-the hashes of rows
-    blind: hash_nothing()
-    ends: error in restore
-    says: the drill's own comparison | rows
-definitions
-    blind: without("definitions", {})
-    ends: error in restore
-    says: the drill's own comparison | definition
-names
-    blind: without("names", {})
-    ends: error in restore
-    says: the drill's own comparison | name
-everything
-    blind: drill.differences = lambda *_: []
-    ends: error in restore
-    says: the drill's own comparison
-"""
-BLIND = """
-import sys
-from dataclasses import replace
-from scripts import test_backup_restore as drill
-from scripts.test_backup_restore import BackupRestoreTests, load_tests
-
-compare = drill.differences
-
-def hash_nothing():
-    for name in ("ROWS", "ALTERED"):
-        blinded = "coalesce(0 * sum(%s), 0)"
-        query = getattr(drill, name).replace("coalesce(sum(%s), 0)", blinded)
-        setattr(drill, name, query)
-
-def without(field, nothing):
-    def blind(*both):
-        return compare(*(replace(contents, **{field: nothing}) for contents in both))
-    drill.differences = blind
-
-"""
-
-
-class ControlTests(Case, table=CONTROLS):
-    """A drill with a check that is blind does not pass: it finds that out."""
-
-    def judge(self, row: Row) -> None:
-        """The run ends as an error of the check's."""
-        code = f"{BLIND}{row['blind']}\nraise SystemExit(drill.main(sys.argv))"
-        with place() as here:
-            self.assert_row(here.drill(url=url(), command=("-c", code)), row)
-
-
-# --- What PostgreSQL answers while it restores ----------------------------------------
-
-ANSWERS = r"""
-a relation is missing, which sounds like TLS
-    backup: CREATE VIEW public.v AS SELECT * FROM public.tls_certificate;
-    ends: failed in restore
-    says: relation "public.tls_certificate" does not exist
-a type is missing
-    backup: CREATE TABLE public.t (x public.nothing);
-    ends: failed in restore
-    says: public.nothing
-a role is missing
-    backup: ALTER SCHEMA public OWNER TO drill_nobody;
-    ends: error in restore
-    says: drill_nobody | --throwaway
-a role is missing that no statement names
-    backup:
-        CREATE FUNCTION public.f() RETURNS void LANGUAGE plpgsql AS
-        $$BEGIN EXECUTE 'ALTER SCHEMA public OWNER TO drill_' || 'nobody'; END$$;
-        CREATE MATERIALIZED VIEW public.m AS SELECT public.f() IS NULL AS x;
-    ends: error in restore
-    says: role "drill_nobody" does not exist | --throwaway
-a role is missing, in German
-    german: yes
-    backup:
-        CREATE FUNCTION public.f() RETURNS void LANGUAGE plpgsql AS
-        $$BEGIN EXECUTE 'ALTER SCHEMA public OWNER TO drill_' || 'nobody'; END$$;
-        CREATE MATERIALIZED VIEW public.m AS SELECT public.f() IS NULL AS x;
-    ends: error in restore
-    says: drill_nobody
-a relation is missing, in German
-    german: yes
-    backup: CREATE VIEW public.v AS SELECT * FROM public.tls_certificate;
-    ends: failed in restore
-    says: tls_certificate
-a tablespace is missing
-    backup: CREATE TABLE public.t () TABLESPACE nowhere;
-    ends: error in restore
-    says: nowhere
-a tablespace is missing, as pg_dump names it
-    backup:
-        SET default_tablespace = nowhere;
-        CREATE TABLE public.t ();
-    ends: error in restore
-    says: tablespace
-an extension is missing
-    backup: CREATE EXTENSION nowhere;
-    ends: error in restore
-    says: extension "nowhere"
-a collation is missing
-    backup: CREATE COLLATION public.c (locale = 'xx_XX.utf8');
-    ends: error in restore
-    says: locale
-a setting is unknown
-    backup: SET shape = 1;
-    ends: error in restore
-    says: parameter "shape" | newer
-a value is invalid
-    backup:
-        CREATE TABLE public.t (x integer);
-        -- Data for Name: t; Type: TABLE DATA; Schema: public; Owner: x
-        COPY public.t (x) FROM stdin;
-        Krokodil
-        \.
-    ends: failed in restore
-    says: 22P02
-a key is there twice
-    backup:
-        CREATE TABLE public.t (x text PRIMARY KEY);
-        -- Data for Name: t; Type: TABLE DATA; Schema: public; Owner: x
-        COPY public.t (x) FROM stdin;
-        Krokodil
-        Krokodil
-        \.
-    ends: failed in restore
-    says: duplicate key value violates unique constraint "t_pkey"
-a trigger raises
-    backup:
-        CREATE FUNCTION public.f() RETURNS void LANGUAGE plpgsql AS
-        $$BEGIN RAISE 'Krokodil'; END$$;
-        CREATE MATERIALIZED VIEW public.m AS SELECT public.f() IS NULL AS x;
-    ends: failed in restore
-    says: P0001
-a trigger raises with another code
-    backup:
-        CREATE FUNCTION public.f() RETURNS void LANGUAGE plpgsql AS
-        $$BEGIN RAISE 'Krokodil' USING ERRCODE = '23505'; END$$;
-        CREATE MATERIALIZED VIEW public.m AS SELECT public.f() IS NULL AS x;
-    ends: failed in restore
-    says: 23505
-a trigger warns
-    run: --verbose
-    backup:
-        CREATE FUNCTION public.f() RETURNS void LANGUAGE plpgsql AS
-        $$BEGIN RAISE WARNING 'Krokodil'; END$$;
-        CREATE MATERIALIZED VIEW public.m AS SELECT public.f() IS NULL AS x;
-    ends: passed in restore
-    says: 01000
-the session is ended
-    backup: CREATE MATERIALIZED VIEW public.m AS SELECT pg_terminate_backend(pg_backend_pid());
-    ends: error in restore
-    says: server
-a statement does not end
-    run: --timeout 2
-    backup: CREATE MATERIALIZED VIEW public.m AS SELECT pg_sleep(60) IS NULL AS x;
-    ends: error in restore
-    says: --timeout
-"""
-
-
-class AnswerTests(Case, table=ANSWERS):
-    """Codes decide, not words; and no value of a row is shown."""
-
-    def judge(self, row: Row) -> None:
-        """Validation passes, and the restore ends as the row says."""
-        with prepared(row) as (here, words, how):
-            if row["german"]:
-                how["url"] = german_server().url()
-            over = here.drill(*words, **how)
-            self.assert_row(over, row)
-            self.assertEqual(over.report["tests"]["validation"]["verdict"], "passed")
-
-
-@once
-def german_server() -> Server:
-    """A server that speaks German, if its messages are installed."""
-    home = folder() / "german"
-    home.mkdir(mode=0o755)
-    made = private_server(home, "lc_messages = 'C.UTF-8'\n", LANGUAGE="de")
-    return until_the_end().enter_context(made)
-
-
 # --- Servers --------------------------------------------------------------------------
-
-SOCKET = ".s.PGSQL.5432"
-KEY_DATA = rb"(?s)(K\0\0\0\x0c)...."  # the server's pid, as it introduces itself
 
 
 class ServerTests(Case):
-    """A server that the drill cannot work on is named before any work is done."""
+    """A server that the drill cannot work on is an error that says why."""
 
-    def test_pooler(self) -> None:
-        """A connection pooler, which shares sessions out, is named."""
-        with place() as here, pooler(here.folder) as where:
-            over = here.drill(url=where)
-        self.assert_verdict(over, "error", "connection pooler")
-        self.assertEqual(list(over.report["tests"]), ["set-up"])
+    def assert_no_work(self, over: Ended, *says: str) -> None:
+        """The run ended in the set-up, with this said."""
+        self.assert_verdict(over, "error", *says, act="set-up")
+        self.assertNotIn("passed", over.acts.values())
+
+    def test_no_connection(self) -> None:
+        """What is missing or full is named in PostgreSQL's words, with what to do."""
+        with place() as here, role("CREATEDB CONNECTION LIMIT 0") as full:
+            missing = drilled(here, user="drill_missing")
+            elsewhere = drilled(here, database="drill_missing")
+            crowded = drilled(here, user=full)
+        self.assert_no_work(missing, 'role "drill_missing" does not', "check the names")
+        self.assert_no_work(elsewhere, '"drill_missing" does not', "check the names")
+        self.assert_no_work(crowded, f'for role "{full}"', "raise max_connections")
+
+    def test_no_server(self) -> None:
+        """A server that is not there is an error that says where it was looked for."""
+        with place() as here:
+            gone = Server(here.folder)
+            over = drilled(Place(here.folder, gone), "--live")
+        self.assert_no_work(over, str(here.folder), "check host and port")
+
+    def test_no_right_to_make_databases(self) -> None:
+        """A role needs it, unless the server is private."""
+        with place() as here, role() as user:
+            over = drilled(here, user=user)
+        self.assert_verdict(
+            over, "error", "permission denied to create database", "--throwaway"
+        )
 
     def test_standby(self) -> None:
-        """A standby is named; with --throwaway its databases are drilled nevertheless."""
-        with place() as here, standby(here.folder) as where:
-            refused = here.drill("--live", url=where)
-            passed = here.drill("--live", "--throwaway", url=where)
-        self.assert_verdict(refused, "error", "standby", "--throwaway")
-        self.assertEqual(list(refused.report["tests"]), ["set-up"])
-        self.assert_verdict(passed, "passed")
-        self.assertEqual(passed.report["rows"], 3)  # none of the unlogged table
+        """A standby is named; on a private server its databases are drilled."""
+        with place() as here, standby(here.folder) as home:
+            there = Place(here.folder, home)
+            refused = drilled(there, "--live", "--no-throwaway")
+            passed = drilled(there, "--live", "--strict")
+        self.assert_verdict(refused, "error", "the server is a standby", "--throwaway")
+        self.assert_verdict(passed, "passed", "public.hasty")  # FAULT 5
+        self.assert_facts(passed, rows=3, tables=1)  # none of the unlogged table
+
+    def test_no_temporary_folder(self) -> None:
+        """A TMPDIR that is not there is not replaced by another."""
+        with place() as here:
+            missing = str(here.folder / "missing")
+            over = drilled(here, TMPDIR=missing)
+        self.assert_no_work(over, missing)
 
 
 @contextmanager
-def pooler(home: Path) -> Iterator[str]:
-    """The URL of the suite's server behind what tells, as poolers do, another pid."""
-    listening = socketserver.ThreadingUnixStreamServer(str(home / SOCKET), Pooled)
-    listening.daemon_threads = True
-    thread = Thread(target=listening.serve_forever)
-    with listening:
-        thread.start()
-        try:
-            yield url().replace(
-                quote(str(server().data), safe=""), quote(str(home), "")
-            )
-        finally:
-            listening.shutdown()
-            thread.join()
-
-
-class Pooled(socketserver.BaseRequestHandler):
-    """A client of the pooler's."""
-
-    def handle(self) -> None:
-        """Pass on what either side sends, with another pid in place of the server's."""
-        with socket.socket(socket.AF_UNIX) as behind:
-            behind.connect(str(server().data / SOCKET))
-            other = {self.request: behind, behind: self.request}
-            while ready := select.select([*other], [], [], BOUND)[0]:
-                said = ready[0].recv(65536)
-                if not said:
-                    return
-                other[ready[0]].sendall(re.sub(KEY_DATA, b"\\1\0\0\0\1", said))
-
-
-@contextmanager
-def standby(home: Path) -> Iterator[str]:
-    """The URL of a standby with one table of three rows, and one that is unlogged."""
+def standby(home: Path) -> Iterator[Server]:
+    """A standby with one table of three rows, and one that is unlogged."""
     with private_server(home) as made:
         made.query(
             "postgres",
@@ -499,85 +1155,7 @@ def standby(home: Path) -> Iterator[str]:
             "CREATE UNLOGGED TABLE public.hasty AS SELECT 1 AS id",
         )
         (made.data / "standby.signal").touch()
-        if account := owner():
-            shutil.chown(made.data / "standby.signal", account["user"])
+        if owner():
+            shutil.chown(made.data / "standby.signal", owner()["user"])
         made.control("restart")
-        yield made.url()
-
-
-# --- Settings -------------------------------------------------------------------------
-
-CONFIGURATIONS = """
-SQLite
-    url: sqlite:///never.sqlite3
-    says: not PostgreSQL | sqlite3 | --throwaway
-a driver that is not there
-    url: mysql://u@127.0.0.1:1/x
-    says: mysql
-no database and strict
-    run: --strict
-    url:
-    says: no database is configured | DATABASE_URL
-no database and live
-    run: --live
-    url:
-    says: no database is configured | DATABASE_URL
-an alias that is not there
-    run: --database second
-    settings:
-        DATABASES = {name: DATABASES["default"] for name in ("archive", "default")}
-    says: second | archive | default
-settings that leave Python
-    settings: raise SystemExit
-    says: it has ended
-settings that fail
-    settings: raise RuntimeError("Krokodil")
-    says: RuntimeError (in | site_settings.py, line 2
-settings that lack a key
-    settings: {}["Krokodil"]
-    says: KeyError | site_settings.py, line 2
-settings that are not well configured
-    settings:
-        from django.core.exceptions import ImproperlyConfigured
-        raise ImproperlyConfigured("the key Krokodil is too short")
-    says: ImproperlyConfigured | site_settings.py, line 3
-a log file that cannot be opened
-    settings:
-        LOGGING = {"version": 1, "handlers": {"file": {
-            "class": "logging.FileHandler", "filename": "/nowhere/drill.log"}}}
-    says: Unable to configure handler 'file' | FileNotFoundError
-a role that may not create databases
-    role: NOCREATEDB
-    says: no database can be created | CREATEDB
-"""
-
-
-class ConfigurationTests(Case, table=CONFIGURATIONS):
-    """What a drill cannot work with is an error with one sentence."""
-
-    def judge(self, row: Row) -> None:
-        """The sentence is there, and no work was done."""
-        with prepared(row) as (here, words, how):
-            over = here.drill(*words, **how)
-            self.assert_row(over, Row(row, ends="error in set-up"))
-            self.assertEqual(list(over.report["tests"]), ["set-up"])
-
-    def test_settings_that_are_not_there(self) -> None:
-        """The module that is missing is named."""
-        with place() as here:
-            over = here.run(DJANGO_SETTINGS_MODULE="nowhere")
-        self.assert_verdict(over, "error", "No module named 'nowhere'")
-
-    def test_role_that_is_not_there(self) -> None:
-        """PostgreSQL's own sentence names the role."""
-        with place() as here:
-            over = here.run(url=url(user="drill_missing"))
-        self.assert_verdict(over, "error", 'role "drill_missing" does not exist')
-
-    def test_no_temporary_folder(self) -> None:
-        """A TMPDIR that is not there is not replaced by another."""
-        with place() as here:
-            missing = str(here.folder / "missing")
-            over = here.run(TMPDIR=missing)
-        self.assertEqual(over.status, 1, over.said)
-        self.assert_said(over, missing)
+        yield made

@@ -1,24 +1,27 @@
 """However the drill is started, it runs, prints and returns what it should."""
 
+import hashlib
 import importlib.util
-import os
-import pty
 import re
-import subprocess
-import sys
-from typing import NamedTuple
+from dataclasses import dataclass
 
+from aidscope.tests.in_process import drilled
 from aidscope.tests.support import (
-    BOUND,
     DUMP,
     DUMPS,
     SCRIPT,
     Case,
     Ended,
+    Place,
+    Row,
+    behind,
+    database,
     place,
+    small,
     url,
     version,
 )
+from scripts import test_backup_restore as drill
 
 CREATION, VALIDATION, RESTORE = (
     f"test_backup_{act}" for act in ("creation", "validation", "restore")
@@ -28,86 +31,194 @@ SENTENCES = {
     VALIDATION: "The backup is whole and holds every row of every table.",
     RESTORE: "A fresh database loaded from the backup is the source again.",
 }
+LIVE = ("--live", "--no-throwaway")
+VERSION = hashlib.sha256(SCRIPT.read_bytes()).hexdigest()[:12]
 CUTS = DUMP + 'exec truncate --size=-600 "$target"'
 
 
 # --- Ways that pass -------------------------------------------------------------------
 
+
+@dataclass(frozen=True)
+class Way(Row):
+    """How the drill is started, and the tests that run, in this order."""
+
+    command: tuple[str, ...]
+    tests: tuple[str, ...] = (CREATION, VALIDATION, RESTORE)
+
+
 PATH = "scripts/test_backup_restore.py"
 CLASS = "scripts.test_backup_restore.BackupRestoreTests"
 # unittest, in a process that can import neither Django nor the project.
 WITHOUT_DJANGO = """
+import signal
 import sys
 import unittest
 
 sys.modules |= {"django": None, "aidscope": None}
-unittest.main(module=None)
+over = unittest.main(module=None, exit=False)
+if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    raise SystemExit("the tests that follow are deaf to Ctrl-C")
+raise SystemExit(not over.result.wasSuccessful())
 """
-
-
-class Way(NamedTuple):
-    """How the drill is started, and the tests that run, in this order."""
-
-    command: tuple[str, ...]
-    arguments: tuple[str, ...]
-    tests: tuple[str, ...]
-
-
-WAYS = {
-    "unittest": Way(("-m", "unittest"), ("-v", PATH), (CREATION, VALIDATION, RESTORE)),
-    "backwards, in a process without Django": Way(
-        ("-c", WITHOUT_DJANGO),
-        ("-v", *(f"{CLASS}.{name}" for name in (RESTORE, VALIDATION, CREATION))),
+WAYS = (
+    Way("unittest", ("-m", "unittest", "-v", PATH)),
+    Way(
+        "backwards, in a process without Django",
+        (
+            *("-c", WITHOUT_DJANGO, "-v"),
+            *(f"{CLASS}.{name}" for name in (RESTORE, VALIDATION, CREATION)),
+        ),
         (RESTORE, VALIDATION, CREATION),
     ),
-    "creation alone": Way((PATH,), ("-v", "-k", "creation"), (CREATION,)),
-    "validation alone": Way((PATH,), ("-v", "-f", "-k", "validation"), (VALIDATION,)),
-    "restore alone": Way((PATH,), ("-k", "restore", "--verbose"), (RESTORE,)),
-}
+    Way(
+        "restore alone, without assertions and docstrings",
+        ("-OO", PATH, "--verbose", "-k", "restore"),
+        (RESTORE,),
+    ),
+)
 if importlib.util.find_spec("pytest"):  # it sorts by name, and ignores load_tests
-    WAYS["pytest"] = Way(
-        ("-m", "pytest"),
-        ("-v", "-p", "no:cacheprovider", PATH),
-        (CREATION, RESTORE, VALIDATION),
+    WAYS += (
+        Way(
+            "pytest",
+            ("-m", "pytest", "-v", "-p", "no:cacheprovider", PATH),
+            (CREATION, RESTORE, VALIDATION),
+        ),
     )
 
 
 class WaysThatPassTests(Case, table=WAYS):
-    """Each test is right on its own and in any order."""
+    """Each test is right in any order, and options can come by the environment."""
 
     def judge(self, row: Way) -> None:
-        """The tests ran in order and passed; the process said so with its status."""
+        """The tests ran in order and passed, by the options that were given."""
         with place() as here:
-            over = here.run(*row.arguments, command=row.command, url=url())
+            given = f"--live --no-throwaway --report '{here.report}'"
+            how = {"url": url(small()), "BACKUP_DRILL_OPTIONS": given}
+            over = here.run(command=row.command, **how)
         self.assertEqual(over.status, 0, over.said)
         self.assertEqual(named_tests(over), list(row.tests))
-        self.assertNotIn("skipped", over.said)
+        self.assert_facts(over, verdict="passed", source="the configured database")
+        passed = [act for act in over.acts if over.acts[act] == "passed"]
+        acts = {name.removeprefix("test_backup_") for name in row.tests}
+        self.assertEqual({*passed}, {"set-up", *acts})
+
+
+@dataclass(frozen=True)
+class Alone(Row):
+    """Arguments of a drill, and the one test that runs."""
+
+    arguments: tuple[str, ...]
+    test: str
+
+
+ALONE = (
+    Alone("creation alone", ("-v", "-k", "creation"), CREATION),
+    Alone("validation alone", ("-v", "-f", "-k", "validation"), VALIDATION),
+)
+
+
+class AloneTests(Case, table=ALONE):
+    """Each test is right on its own."""
+
+    def judge(self, row: Alone) -> None:
+        """It ran and passed; only a restore would say that the backup restores."""
+        with place() as here:
+            over = drilled(here, *row.arguments)
+        self.assert_verdict(over, "passed", "The backup was not restored yet.")
+        self.assertEqual(named_tests(over), [row.test])
+
+    def test_arguments_win(self) -> None:
+        """An option on the command line wins over the environment."""
+        given = {"BACKUP_DRILL_OPTIONS": "--format custom --jobs 2"}
+        with place() as here:
+            words = (*LIVE, "-k", "creation", "--format", "plain")
+            over = drilled(here, *words, database=small(), **given)
+        self.assert_verdict(over, "passed")
+        self.assert_facts(over, format="plain")
 
 
 def named_tests(over: Ended) -> list[str]:
     """The tests that unittest's or pytest's verbose output speaks of, in its order."""
-    names = re.findall(r"^(test_backup_\w+) \(|::(\w+) PASSED", over.said, re.MULTILINE)
+    names = re.findall(r"(?m)^(test_backup_\w+) \(|::(\w+) PASSED", over.said)
     return ["".join(name) for name in names]
+
+
+# --- Streams --------------------------------------------------------------------------
+
+
+class StreamTests(Case):
+    """A drill does its work, whether or not anybody can read what it prints."""
+
+    def test_closed(self) -> None:
+        """Without stdin, stdout and stderr the report tells the verdict."""
+        prelude = "[os.close(stream) for stream in (0, 1, 2)]"
+        with place() as here:
+            over = self.drilled_behind(prelude, here)
+        self.assertEqual((over.status, over.said), (0, ""))
+        self.assertEqual(over.report["verdict"], "passed")
+
+    def test_closed_and_bad(self) -> None:
+        """The exit status alone tells that a backup is bad."""
+        with place() as here:
+            here.stand_in("pg_dump", CUTS, DUMPS)
+            over = self.drilled_behind("os.close(1); os.close(2)", here)
+        self.assertEqual((over.status, over.said), (1, ""))
+        self.assertEqual(over.report["verdict"], "failed")
+
+    def test_no_reader(self) -> None:
+        """Where nobody reads any more, the report tells the verdict."""
+        prelude = "unread, pipe = os.pipe(); os.close(unread); os.dup2(pipe, 2)"
+        with place() as here:
+            over = self.drilled_behind(prelude, here)
+        self.assertEqual(over.report.get("verdict"), "passed")
+
+    def test_ascii(self) -> None:
+        """Names that a stream has no letters for are printed nevertheless."""
+        with place() as here, database("CREATE TABLE kept ()", name="größe") as name:
+            words = ("--backup", str(here.folder / "größe"))
+            how = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+            over = here.drill(*words, url=url(name), **how)
+        self.assert_verdict(over, "error", "No such file", r"gr\xf6\xdfe")
+
+    def drilled_behind(self, prelude: str, here: Place) -> Ended:
+        """A drill whose process has done something to its streams before."""
+        words = (*LIVE, "-k", "validation")
+        return here.drill(*words, url=url(small()), command=behind(prelude))
 
 
 # --- What a run prints and reports ----------------------------------------------------
 
 LINE = "-" * 70
 QUIET = rf"""\A\.\.\.
-The backup restores\. tests: set-up passed, (?:.+
+The backup restores\.
+(?:    [a-z ]{{13}} \S.+
 )+
 {LINE}
 Ran 3 tests in [\d.]+s
 
 OK
 \Z"""
-STEP = r"^ +\d+\.\d\d s  (.+)$"
+FACT_NAME = r"(?m)^  (\w+) "
+STEP = r"(?m)^ +\d+\.\d\d s  (.+)$"
+STEPS = [
+    "import the settings",
+    "ask the server",
+    "run the project's migrations",
+    "load the sample",
+    "write the backup",
+    "read the backup",
+    "load the backup",
+    "read the restored database",
+    "use the restored database",
+]
 WARNING_SETTINGS = """
 import warnings
 
 from aidscope.settings import *
 
 warnings.warn("somebody else's", DeprecationWarning)
+print("somebody else's")
 """
 ANNOTATION = r"(?m)^::error title=Backup drill::(.+)$"
 
@@ -119,158 +230,161 @@ class OutputTests(Case):
         """Without --verbose there are the dots, the evidence and OK, in any folder."""
         with place() as here:
             (here.folder / "warning_settings.py").write_text(WARNING_SETTINGS)
-            here.stand_in("pg_dump", "sleep 0.8", DUMPS)  # progress is for terminals
             over = here.run(
                 cwd=here.folder,
                 url=url(),
                 DJANGO_SETTINGS_MODULE="warning_settings",
                 PYTHONPATH=str(here.folder),
             )
-        self.assertEqual(over.status, 0, over.said)
-        self.assertEqual(over.stdout, "")
+        self.assertEqual((over.status, over.stdout), (0, ""))
         self.assertRegex(over.stderr, QUIET)
-
-    def test_progress(self) -> None:
-        """A terminal is shown how much is written meanwhile."""
-        with place() as here:
-            here.stand_in("pg_dump", "sleep 0.8", DUMPS)
-            primary, terminal = pty.openpty()
-            shown = subprocess.run(
-                [sys.executable, SCRIPT],
-                env=here.environment(DATABASE_URL=url()),
-                stderr=terminal,
-                timeout=BOUND,
-                check=False,
-            )
-            os.close(terminal)
-            with open(primary, "rb") as screen:
-                said = screen.read1().decode()
-        self.assertEqual(shown.returncode, 0, said)
-        self.assertRegex(said, r"\A\x1b7 .*\d.*\x1b\[K\x1b8")
 
     def test_pass(self) -> None:
         """A pass shows every step, every sentence, and the evidence in three forms."""
         with place() as here:
             over = here.drill("--verbose", url=url(), GITHUB_ACTIONS="true")
-        self.assert_verdict(over, "passed", "The backup restores.")
-        steps = re.findall(STEP, over.stderr, re.MULTILINE)
-        for expected in ("run the project's migrations", "load the backup"):
-            self.assertIn(expected, steps)
-        self.assertEqual(named_tests(over), list(SENTENCES))
+        self.assert_verdict(over, "passed", *SENTENCES.values())
+        steps = re.findall(STEP, over.stderr)
+        self.assertEqual([step for step in steps if step in STEPS], STEPS)
         report = over.report
-        self.assertEqual((report["version"], report["verdict"]), (1, "passed"))
-        for name, sentence in SENTENCES.items():
-            test = report["tests"][name.removeprefix("test_backup_")]
-            self.assertEqual((test["verdict"], test["sentence"]), ("passed", sentence))
-            self.assertGreater(test["seconds"], 0)
+        self.assertEqual([*report], re.findall(FACT_NAME, drill.FACTS))
+        self.assertEqual(over.acts, dict.fromkeys(drill.ACTS, "passed"))
+        self.assertGreater(report["acts"]["restore"]["seconds"], 0)
+        self.assert_facts(
+            over,
+            version=2,
+            verdict="passed",
+            source="a rehearsal",
+            database="default",
+            format="plain",
+            backup_written=None,
+            server=version(),
+            server_is="the one of the settings",
+            pending_migrations=[],
+        )
+        self.assertEqual(report["drill"], VERSION)
         self.assertRegex(report["sha256"], r"\A[0-9a-f]{64}\Z")
-        self.assertEqual(report["server"], version())
-        self.assertEqual(report["pending_migrations"], [])
-        self.assertEqual(report["database"], "default")
-        self.assertNotIn("database: default", over.text)  # it goes without saying
-        for fact in (report["sha256"], f"{report['bytes']:,}", report["server"]):
+        shown = [report["sha256"], f"{report['bytes']:,}", version(), *NEVER_COMPARED]
+        for fact in shown:
             self.assertIn(fact, over.summary)
-            self.assertIn(fact, over.text)
-        for never in ("roles and their passwords", "tablespaces", "other databases"):
-            self.assertIn(never, report["not_compared"])
-            self.assertIn(never, over.text)
-        self.assert_summary(over.summary, "The backup restores")
+            self.assertIn(fact, over.stderr)
+        self.assertLessEqual(NEVER_COMPARED, {*over.not_compared})
+        self.assert_summary(over.summary, "The backup restores.")
         self.assertNotRegex(over.said, ANNOTATION)
 
     def test_failure(self) -> None:
         """The first test that fails ends the drill; what was done is on record."""
         with place() as here:
-            (here.folder / "summary.md").write_text("what an earlier step wrote\n")
+            here.summary.write_text("what an earlier step wrote\n")
             here.stand_in("pg_dump", CUTS, DUMPS)
-            over = here.drill(url=url(), GITHUB_ACTIONS="true")
+            over = drilled(here, *LIVE, database=small(), GITHUB_ACTIONS="true")
         self.assert_verdict(over, "failed")
         self.assertRegex(over.stderr, r"(?m)^FAILED \(failures=1\)$")
-        tests = over.report["tests"]
-        verdicts = {act: test["verdict"] for act, test in tests.items()}
-        expected = {"set-up": "passed", "creation": "passed", "validation": "failed"}
-        self.assertEqual(verdicts, expected)
-        self.assertIn("the backup is damaged", tests["validation"]["sentence"])
+        verdicts = ["passed", "passed", "failed", "not run"]
+        self.assertEqual([*over.acts.values()], verdicts)
         self.assertEqual(over.report["verdict"], "failed")
+        sentence = over.report["acts"]["validation"]["sentence"]
+        self.assertIn("the backup is damaged\n", sentence)
         earlier, _, summary = over.summary.partition("\n")
         self.assertEqual(earlier, "what an earlier step wrote")
-        self.assert_summary(summary, "The backup is bad", "the backup is damaged")
-        self.assertIn("the backup is damaged", re.search(ANNOTATION, over.said)[1])
+        self.assert_summary(summary, "The backup is bad.", sentence)
+        self.assertEqual(re.findall(ANNOTATION, over.stdout), ["the backup is damaged"])
 
     def test_error(self) -> None:
-        """The first test that cannot judge the backup ends the drill."""
+        """The first test that cannot judge ends the drill, also where -f is given."""
         with place() as here:
             here.stand_in("pg_dump", "exit 1", DUMPS)
-            over = here.drill(url=url(), GITHUB_ACTIONS="true")
-        self.assert_verdict(over, "error")
+            how = {"database": small(), "GITHUB_ACTIONS": "true"}
+            over = drilled(here, *LIVE, "-f", **how)
+        self.assert_verdict(over, "error", "Ran 1 test in")
         self.assertRegex(over.stderr, r"(?m)^FAILED \(errors=1\)$")
-        self.assertEqual(list(over.report["tests"]), ["set-up", "creation"])
-        annotations = re.findall(ANNOTATION, over.said)
-        self.assertRegex("|".join(annotations), "\\Apg_dump exited with 1[^|]+\\Z")
+        verdicts = ["passed", "error", "not run", "not run"]
+        self.assertEqual([*over.acts.values()], verdicts)
+        annotations = re.findall(ANNOTATION, over.stdout)
+        self.assertEqual(annotations, ["pg_dump exited with 1"])
 
     def test_set_up_error(self) -> None:
         """A drill that could not begin is on record with its sentence."""
         with place() as here:
-            words = ("--database", "100%")
-            over = here.drill(*words, url="sqlite://:memory:", GITHUB_ACTIONS="true")
-        self.assert_verdict(over, "error")
-        self.assertEqual(over.report["verdict"], "error")
-        self.assertIn("'100%'", over.report["tests"]["set-up"]["sentence"])
-        self.assertIn("'100%25'", re.search(ANNOTATION, over.said)[1])
-        self.assert_summary(over.summary, "The backup could not be judged", "'100%'")
-
-    def test_failfast(self) -> None:
-        """-f, which the drill uses itself, can be given too."""
-        with place() as here:
-            here.stand_in("pg_dump", "exit 1", DUMPS)
-            over = here.drill("-f", url=url())
-        self.assert_verdict(over, "error", "Ran 1 test in")
-        self.assertEqual(list(over.report["tests"]), ["set-up", "creation"])
+            over = here.drill("--database", "100%", GITHUB_ACTIONS="true")
+        self.assert_verdict(over, "error", act="set-up")
+        self.assert_facts(over, verdict="error", server=None, sha256=None)
+        sentence = over.report["acts"]["set-up"]["sentence"]
+        self.assertIn("'100%'", sentence)
+        self.assertIn("'100%25'", re.search(ANNOTATION, over.stdout)[1])
+        self.assert_summary(over.summary, "The backup could not be judged.", sentence)
 
     def test_report_that_cannot_be_written(self) -> None:
-        """It is an error that names the file, whatever the backup is."""
+        """It is an error that names the file, though the backup restores."""
         with place() as here:
             path = str(here.folder / "missing" / "report.json")
-            over = here.run("--report", path, url="sqlite://:memory:")
+            words = (*LIVE, "-k", "creation", "--report", path)
+            over = here.run(*words, url=url(small()))
         self.assertEqual(over.status, 1, over.said)
-        self.assert_said(over, path)
+        self.assert_said(over, "the evidence cannot be written", path)
+
+    def test_order(self) -> None:
+        """What is not compared stands in one order, for one reason on one line."""
+        names = ("citext", "fuzzystrmatch", "hstore", "ltree", "pg_trgm", "unaccent")
+        made = "".join(f"CREATE EXTENSION {name};" for name in reversed(names))
+        with place() as here, database(f"CREATE TABLE kept (); {made}") as name:
+            over = drilled(here, *LIVE, database=name)
+        told = ", ".join(f"extension {name}" for name in names)
+        line = f"{told} (the server makes it anew)"
+        self.assert_verdict(over, "passed", line)
 
     def assert_summary(self, summary: str, headline: str, why: str = "") -> None:
-        """The summary is the evidence, and the sentence of what did not pass."""
-        title, text, *fenced = summary.strip().split("\n\n")
-        self.assertEqual(title, "### Backup drill")
-        self.assertTrue(text.startswith(f"{headline}. tests: "), text)
-        self.assertEqual(len(fenced), bool(why))
-        for sentence in fenced:
-            self.assertRegex(sentence, r"(?s)\A```\n.*\n```\Z")
-            self.assertIn(why, sentence)
+        """The summary is the evidence as tables, and why the backup did not pass."""
+        title, text, *fenced, acts, facts = summary.strip().split("\n\n")
+        self.assertEqual((title, text), ("### Backup drill", f"**{headline}**"))
+        self.assertEqual(fenced, [f"```\n{why}\n```"] if why else [])
+        for row in acts.splitlines():
+            self.assertRegex(row, r"\A\|[^|]+\|[^|]+\|[^|]+\|\Z")
+        for row in facts.splitlines():
+            self.assertRegex(row, r"\A\|[^|]+\|[^|]+\|\Z")
+
+
+NEVER_COMPARED = {
+    "roles and their passwords",
+    "tablespaces",
+    "other databases",
+    "settings of the database itself",
+}
 
 
 # --- Arguments that are refused -------------------------------------------------------
 
-SECONDS = "no duration"
-REFUSED = {
-    "an unknown option": ("--bogus", "unrecognized arguments: --bogus"),
-    "no test of this name": ("-k nothing", "no test was run"),
-    "a timeout of letters": ("--timeout abc", f"'abc' is {SECONDS}"),
-    "a timeout of nothing": ("--timeout 0", f"'0' is {SECONDS}"),
-    "a timeout of no time": ("--timeout 0.0001", f"is {SECONDS}"),
-    "a timeout for ever": ("--timeout inf", f"'inf' is {SECONDS}"),
-    "a timeout that is not a number": ("--timeout nan", f"'nan' is {SECONDS}"),
-    "local variables shown": ("--locals", "would show the settings"),
-    "local variables shown, abbreviated": ("--loc", "--loc"),
-    "a timeout beyond PostgreSQL's": ("--timeout 600h", "statement_timeout"),
-    "no workers": ("--jobs 0", "a number of workers, above 0"),
-    "another format": ("--format zip", "argument --format: invalid choice: 'zip'"),
-    "two sources": ("--live --backup x", "not allowed with argument --live"),
-    "a report to nowhere": ("--report", "--report: expected one argument"),
-    "an age of letters": ("--backup x --max-age soon", "argument --max-age: 'soon'"),
-    "an age in weeks": ("--backup x --max-age 2w", "argument --max-age: '2w'"),
-    "an age below zero": ("--backup x --max-age=-1h", "argument --max-age: '-1h'"),
-    "an age of no backup": ("--max-age 2d", "--max-age"),
-    "a restore of letters": ("--max-restore x", "argument --max-restore: 'x'"),
-}
-OPTIONS = "--verbose --strict --throwaway --timeout --database --format --jobs --live "
-OPTIONS += "--backup --max-age --max-restore --report -k -f"
+
+@dataclass(frozen=True)
+class Refused(Row):
+    """Arguments that make no sense, and what is said."""
+
+    arguments: str
+    says: str
+
+
+REFUSED = (
+    Refused("an unknown option", "--bogus", "unrecognized arguments: --bogus"),
+    Refused("no test of this name", "-k nothing", "no test was run"),
+    Refused("a timeout of letters", "--timeout abc", "'abc' is no duration such as"),
+    Refused("a timeout in words", "--timeout 1hour", "'1hour' is no duration such as"),
+    Refused("a timeout of nothing", "--timeout 0", "'0' is no duration"),
+    Refused("a timeout of no time", "--timeout 0.0001", "is no duration"),
+    Refused("a timeout for ever", "--timeout inf", "'inf' is no duration"),
+    Refused("a timeout that is not a number", "--timeout nan", "'nan' is no duration"),
+    Refused("a timeout beyond PostgreSQL's", "--timeout 600h", "statement_timeout"),
+    Refused("local variables shown", "--locals", "would show the settings"),
+    Refused("local variables shown, abbreviated", "--loc", "would show the settings"),
+    Refused("no workers", "--jobs 0", "a number of workers, above 0"),
+    Refused("another format", "--format zip", "--format: invalid choice: 'zip'"),
+    Refused("two sources", "--live --backup x", "not allowed: --live and --backup"),
+    Refused("a report to nowhere", "--report", "--report: expected one argument"),
+    Refused("an age in weeks", "--backup x --max-age 2w", "argument --max-age: '2w'"),
+    Refused("an age below zero", "--backup x --max-age=-1h", "--max-age: '-1h'"),
+    Refused("an age of no backup", "--max-age 2d", "--max-age are about a --backup"),
+    Refused("a restore of letters", "--max-restore x", "argument --max-restore: 'x'"),
+    Refused("an abbreviation", "--timeo 5", "unrecognized arguments: --timeo"),
+)
 ON_PYTHON_3_10 = f"""
 import datetime
 import runpy
@@ -285,28 +399,36 @@ runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
 class RefusedArgumentsTests(Case, table=REFUSED):
     """Arguments that make no sense end the run with status 1 and a sentence."""
 
-    def judge(self, row: tuple[str, str]) -> None:
+    def judge(self, row: Refused) -> None:
         """The sentence is there, and no test was run."""
         with place() as here:
-            over = here.run(*row[0].split())
+            over = drilled(here, *row.arguments.split())
         self.assertEqual(over.status, 1, over.said)
-        self.assert_said(over, row[1])
+        self.assert_said(over, row.says)
         self.assertNotIn("Ran 3", over.said)
 
-    def test_duration(self) -> None:
-        """What is no duration is refused with an example of one."""
+    def test_environment(self) -> None:
+        """Options of the environment are judged like those of the command line."""
         with place() as here:
-            over = here.run("--max-restore", "1 hour")
+            over = drilled(here, BACKUP_DRILL_OPTIONS="--bogus --locals")
         self.assertEqual(over.status, 1, over.said)
-        self.assertRegex(over.said, r"--max-restore: '1 hour'.* \d+[smhd]\b")
+        self.assert_said(over, "--locals would show the settings")
 
     def test_help(self) -> None:
-        """--help speaks of every option, and of unittest's."""
+        """--help works on any machine with Python, and speaks of every option."""
         with place() as here:
-            over = here.run("--help")
-        self.assertEqual(over.status, 0, over.said)
-        for option in OPTIONS.split():
-            self.assertIn(option, over.stdout)
+            over = here.run("--help", command=("-S", str(SCRIPT)))
+        self.assertEqual((over.status, over.stderr), (0, ""))
+        options = {f"--{name.replace('_', '-')}" for name in vars(drill.parsed([])[0])}
+        options -= {"--rehearsal", "--private"}  # which follow from others
+        for words in (*options, "-k restore", "BACKUP_DRILL_OPTIONS", "or was skipped"):
+            self.assertIn(words, over.stdout)
+
+    def test_version(self) -> None:
+        """--version tells which copy of the drill this is, on any machine, too."""
+        with place() as here:
+            over = here.run("--version", command=("-S", str(SCRIPT)))
+        self.assertEqual((over.status, over.said), (0, f"{VERSION}\n"))
 
     def test_older_python(self) -> None:
         """A Python that is too old is named in a sentence."""
