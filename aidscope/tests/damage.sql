@@ -282,9 +282,9 @@ ALTER VIEW extra.dear ALTER label SET DEFAULT 'x';
 -- > found     materialized view extra.counted: SELECT count(line.value) AS lines
 DROP MATERIALIZED VIEW extra.counted;
 CREATE MATERIALIZED VIEW extra.counted AS SELECT count(value) AS lines FROM extra.line;
--- > expected  materialized view data extra.counted
+-- > expected  rows of materialized view extra.counted: made
 REFRESH MATERIALIZED VIEW extra.counted WITH NO DATA;
--- > found     materialized view data extra.hollow
+-- > found     rows of materialized view extra.hollow: made
 REFRESH MATERIALIZED VIEW extra.hollow;
 -- > expected  rule extra.line line_forever
 DROP RULE line_forever ON extra.line;

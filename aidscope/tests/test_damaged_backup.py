@@ -579,7 +579,7 @@ class BeyondTests(Case, table=BEYOND):
         """It is told as something of the server's."""
         reading = read(entry(row))
         self.assertEqual(reading.problems, [])
-        self.assertNotEqual(reading.told["server"], set())
+        self.assertNotEqual(reading.noted["server"], set())
 
 
 class WithinTests(Case, table=WITHIN):
@@ -589,7 +589,7 @@ class WithinTests(Case, table=WITHIN):
         """Nothing is told, and nothing is a problem."""
         reading = read(entry(row))
         self.assertEqual(reading.problems, [])
-        self.assertEqual(reading.told["server"], set())
+        self.assertEqual(reading.noted["server"], set())
         self.assertEqual(reading.left_out, {})
 
 
