@@ -96,8 +96,6 @@ class ViewsTests(
 ):
     """Views, materialized views and rules."""
 
-    with_facts = False
-
 
 class FunctionsTests(DamagedDatabaseTests, table=damages("Functions")):
     """Functions."""
