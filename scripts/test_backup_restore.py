@@ -2628,8 +2628,8 @@ def verdict_on_load(
         return failure
     entry = [each for each in reading.entries if each.line <= report.line][-1]
     sentence = report.sentence(of_rows=entry.kind in ("TABLE DATA", "BLOBS"))
-    place = f"line {report.line}, {entry.thing}: {sentence}"
-    place = restored.run.redacted(place)
+    thing = entry.thing.strip(" .") or "the header"
+    place = restored.run.redacted(f"line {report.line}, {thing}: {sentence}")
     same_major = set(reading.versions) == {restored.major}
     is_blamed = report.blames_backup(
         same_major and entry.kind != "EXTENSION",

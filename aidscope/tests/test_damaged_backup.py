@@ -184,6 +184,14 @@ class PlainFileTests(DamagedFileCase, table=PLAIN_FILES):
             over = drilled(here, "--backup", str(here.backup), *words)
         self.assert_verdict(over, "failed", "PostgreSQL database dump complete")
 
+    def test_before_the_header(self) -> None:
+        """What fails before the header is named by its line."""
+        with place() as here:
+            path = copied("plain", here.backup)
+            path.write_bytes(b"rubbish;\n" + path.read_bytes())
+            over = drilled(here, "--backup", str(path), "--no-throwaway")
+        self.assert_verdict(over, "failed", "line 1, the header: 42601")
+
     def test_behind_the_end(self) -> None:
         """What fails behind the footer is of somebody else, and blames no backup."""
         with place() as here:
@@ -591,6 +599,41 @@ class WithinTests(Case, table=WITHIN):
         self.assertEqual(reading.problems, [])
         self.assertEqual(reading.noted["server"], set())
         self.assertEqual(reading.left_out, {})
+
+
+@dataclass(frozen=True)
+class Naming(Row):
+    """SQL, and the roles that it names."""
+
+    roles: tuple[str, ...]
+
+
+NAMING = (
+    Naming("GRANT SELECT ON TABLE public.t TO anna WITH GRANT OPTION;", ("anna",)),
+    Naming('REVOKE ALL ON TABLE public."a TO b" FROM "Ben";', ("Ben",)),
+    Naming(
+        "ALTER DEFAULT PRIVILEGES FOR ROLE anna GRANT SELECT ON TABLES TO ben;",
+        ("anna", "ben"),
+    ),
+    Naming("CREATE USER MAPPING FOR anna SERVER far;", ("anna",)),
+    Naming('CREATE POLICY p ON t TO anna, "B, c" USING (true);', ("B, c", "anna")),
+    Naming("CREATE POLICY p ON t USING ((k = 'BELONGS TO US'::text));", ()),
+    Naming("SET SESSION AUTHORIZATION 'Anna';", ("Anna",)),
+)
+
+
+class NamingTests(Case, table=NAMING):
+    """The roles that a backup needs are those that it names."""
+
+    def judge(self, row: Naming) -> None:
+        """Each is noted without its quotes."""
+        reading = read(entry(Statement(row.words)))
+        self.assertEqual(tuple(sorted(reading.roles)), row.roles)
+
+    def test_INSERT_in_a_literal(self) -> None:
+        """What looks like an INSERT in another statement stops no counting."""
+        literal = "CREATE TABLE public.t (\n    x text DEFAULT 'a\nINSERT INTO t;\n');"
+        self.assertFalse(read(entry(Statement(literal))).has_inserts)
 
 
 class LongRows(io.RawIOBase):

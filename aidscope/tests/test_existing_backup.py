@@ -434,6 +434,14 @@ class NoBackupTests(FileCase, table=NO_BACKUPS):
             (here.backup / "PG_VERSION").touch()
             self.assert_verdict(judged(here), "error", "no toc.dat", "PG_VERSION")
 
+    def test_empty_folder(self) -> None:
+        """An empty folder is an empty backup, whatever command would restore it."""
+        with place() as here:
+            here.backup.mkdir()
+            words = ("--backup", str(here.backup), "--restore-command", "true")
+            over = drilled(here, *words)
+        self.assert_verdict(over, "failed", "it is empty", act="validation")
+
     def test_report_in_place_of_the_backup(self) -> None:
         """The report is not written over what it speaks of."""
         with place() as here:
@@ -766,6 +774,14 @@ class AgeTests(Case, table=AGES):
         self.assert_verdict(over, row.verdict, act="validation")
         written = datetime.fromisoformat(over.report["backup_written"]).timestamp()
         self.assertAlmostEqual(written, now - 2 * DAY, delta=120)
+
+    def test_future(self) -> None:
+        """A time in the future is no age: whose clock is wrong, nobody knows."""
+        tomorrow = time.time() + DAY
+        with place() as here:
+            os.utime(copied("plain", here.backup), (tomorrow, tomorrow))
+            over = judged(here, "--max-age", "26h")
+        self.assert_verdict(over, "error", "in the future", act="validation")
 
     def test_copied_archive(self) -> None:
         """An archive tells itself when it was made, however young the file is."""

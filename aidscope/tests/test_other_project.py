@@ -467,6 +467,13 @@ class PlaceOfProjectTests(Case):
             act="set-up",
         )
 
+    def test_manage_that_ends_early(self) -> None:
+        """One that ends well before its command has not done the work."""
+        with other_root() as root:
+            (root / "manage.py").write_text("raise SystemExit(0)\n")
+            over = self.run_in(root)
+        self.assert_verdict(over, "error", "SystemExit", "manage.py", act="set-up")
+
     def run_in(self, root: Path, *arguments: str, **environment: str) -> Ended:
         """A run of the copied file in another folder."""
         with place() as here:

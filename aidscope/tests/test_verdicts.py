@@ -9,7 +9,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -353,6 +353,49 @@ class BadInSameLocaleTests(BadCase, table=IN_SAME_LOCALE):
     def test_all(self) -> None:
         """The program has no pattern that is not here."""
         self.assert_all_caused(IN_SAME_LOCALE)
+
+
+@dataclass(frozen=True)
+class Order(Row):
+    """The clauses of a source's locale, and whether its order is known elsewhere."""
+
+    locale: str
+    is_known: bool
+
+
+ORDERS = (
+    Order(
+        "C", "ENCODING 'UTF8' LC_COLLATE 'C' LC_CTYPE 'C' LOCALE_PROVIDER libc", True
+    ),
+    Order(
+        "C by --create", " ENCODING = 'UTF8' LOCALE_PROVIDER = libc LOCALE = 'C'", True
+    ),
+    Order("a language's", " ENCODING = 'UTF8' LC_COLLATE = 'en_US.utf8'", False),
+    Order(
+        "ICU's",
+        "ENCODING 'UTF8' LC_COLLATE 'C' LC_CTYPE 'C' LOCALE_PROVIDER icu ICU_LOCALE 'sv'",
+        False,
+    ),
+    Order("nobody knows which", "", False),
+)
+
+
+class OrderTests(Case, table=ORDERS):
+    """Texts are taken to have the same order by their bytes, or on one server."""
+
+    def judge(self, row: Order) -> None:
+        """Another server has another library, which may order otherwise."""
+        nothing = drill.Run(None, Path(), 0), "", {}, {}, None
+        there = drill.Database(*nothing, locale=row.locale)
+        here = replace(there, words={"host": "elsewhere"})
+        backup = drill.Backup(Path(), drill.UNREAD, "", 0, locale=row.locale)
+        self.assertIs(drill.has_same_order(here, backup), row.is_known)
+        source = drill.Source(there, None, 0)
+        backup = replace(backup, source=source)
+        self.assertIs(drill.has_same_order(here, backup), row.is_known)
+        self.assertTrue(drill.has_same_order(there, backup))
+        other = replace(here, locale="another")
+        self.assertFalse(drill.has_same_order(other, backup))
 
 
 # --- What the place of the restore can cause ------------------------------------------
@@ -1067,6 +1110,17 @@ class VersionTests(Case, table=VERSIONS):
             with patch.object(drill, "FIND_PROGRAMS", find):
                 over = drilled(here, PATH=path)
         self.assert_verdict(over, "error", "found: none")
+
+    def test_of_another_place(self) -> None:
+        """Programs that PATH does not name, and that do not fit, are no reason to skip."""
+        with place() as here:
+            for name in CLIENTS:
+                (here.bin / name).unlink()
+            find = f"echo '{programs()}:pg_dump (PostgreSQL) 9.6.24'"
+            path = f"{here.bin}{os.pathsep}{tools()}"
+            with patch.object(drill, "FIND_PROGRAMS", find):
+                over = drilled(here, PATH=path)
+        self.assert_verdict(over, "error", "found: 9.6.24")
 
     def test_wrapper(self) -> None:
         """Debian's wrapper, which runs the newest version, is passed by."""

@@ -321,7 +321,8 @@ class OutputTests(Case):
             words = (*LIVE, "-k", "creation", "--report", path)
             over = here.run(*words, url=url(small()))
         self.assertEqual(over.status, 1, over.said)
-        self.assert_said(over, "the evidence cannot be written", path)
+        headline = "The backup was not restored yet."
+        self.assert_said(over, headline, "the evidence cannot be written", path)
 
     def test_order(self) -> None:
         """What is not compared stands in one order, for one reason on one line."""
