@@ -392,8 +392,9 @@ def guarded(folder: Path) -> Iterator[int]:
 def started_run(options: Options) -> Iterator["Run"]:
     """A run and its folder, which is gone after the block."""
     # Python's tempfile would silently leave a TMPDIR that is full or missing.
-    parent = Path(environ.get("TMPDIR") or tempfile.gettempdir()).absolute()
-    folder = parent / f"{MARK}{os.urandom(8).hex()}"
+    parent = Path(environ.get("TMPDIR") or tempfile.gettempdir())
+    number = os.urandom(8).hex()
+    folder = parent.absolute() / f"{MARK}{number}"
     folder.mkdir(mode=0o700)
     with guarded(folder) as group:
         run = Run(options, folder, group)
@@ -448,9 +449,6 @@ class Run:
 
         It may take so many times --timeout, and end with a good status.
         """
-        groups = None
-        if account:
-            groups = ()  # else it keeps those of root
         with self.file_with() as output, self.file_with() as errors:
             popen = Popen(
                 list(map(str, command)),
@@ -461,10 +459,8 @@ class Run:
                 bufsize=0,
                 umask=0o077,
                 cwd=ROOT,  # the settings may name files relative to it
-                user=account,
-                group=account,
-                extra_groups=groups,
                 process_group=self.group,
+                **identity_of(account),
             )
             name = name or Path(popen.args[0]).name
             seconds = timeouts * self.options.timeout
@@ -474,6 +470,13 @@ class Run:
                     yield program
                 finally:
                     popen.kill()
+
+
+def identity_of(account: str | None) -> dict[str, Any]:
+    """Popen's words for a program that runs as another account."""
+    if not account:
+        return {}
+    return {"user": account, "group": account, "extra_groups": ()}
 
 
 def base_environment() -> Words:
@@ -540,7 +543,8 @@ class Program:
         """Wait until it has ended well. Raises if it failed, or overran."""
         with self.limited():
             status = self.popen.wait()
-        if status < 0 and monotonic() > self.began + self.seconds:
+        is_over = monotonic() > self.began + self.seconds
+        if status < 0 and is_over:
             fact = f"{self.name} did not end within {self.seconds:g} s"
             raise NotJudged(fact, "allow more time with --timeout")
         if status not in self.good:
@@ -581,9 +585,9 @@ def step(what: str, how_far: Callable[[], str] = lambda: "") -> Iterator[None]:
 
     def show() -> None:
         while not over.wait(0.5):
-            seconds = monotonic() - began
-            text = f"\r{what}: {seconds:.0f} s {how_far()}{CLEAR}"
-            print(text, end="", file=sys.stderr)
+            seconds = round(monotonic() - began)
+            text = f"{what}: {seconds} s {how_far()}"
+            print(f"\r{text}{CLEAR}", end="", file=sys.stderr)
         print(f"\r{CLEAR}", end="", file=sys.stderr, flush=True)
 
     showing = Thread(target=show, daemon=True)
@@ -748,8 +752,10 @@ def report_in(said: str) -> Report | None:
 
 def hint_for(words: str) -> str:
     """What to do about an error, where that is known."""
-    fitting = (HINTS[each] for each in HINTS if re.search(each, words))
-    return next(fitting, "")
+    for pattern, hint in HINTS.items():
+        if re.search(pattern, words):
+            return hint
+    return ""
 
 
 def refuse(fact: str, sentences: Collection[object]) -> None:
@@ -850,9 +856,15 @@ class Database:
         ours = SETTINGS.format(timeout=timeout)
         if self.major >= 17:
             ours += " -c transaction_timeout=0"
-        return " ".join([self.words.get("options", ""), *ours.split()])
+        theirs = self.words.get("options", "")
+        return " ".join([theirs, *ours.split()])
 
-    def started(self, program: str, *arguments: object, **streams: Any) -> Context:
+    def started(
+        self,
+        program: str,
+        *arguments: object,
+        **streams: Any,
+    ) -> Context:
         """A program of PostgreSQL's on the database."""
         words = {
             "connect_timeout": str(max(2, round(self.run.options.timeout))),
@@ -864,11 +876,12 @@ class Database:
         encoding = "UTF8"
         if self.encoding == "SQL_ASCII":  # its bytes stay as they are
             encoding = "SQL_ASCII"
+        connection = [f"{word}={libpq_value(words[word])}" for word in words]
         return self.run.started(
             self.programs.folder / program,
             "--no-password",
             "--dbname",
-            " ".join(f"{word}={libpq_value(words[word])}" for word in words),
+            " ".join(connection),
             *arguments,
             environment={**self.environment, "PGCLIENTENCODING": encoding},
             **streams,
@@ -1279,9 +1292,10 @@ def definitions_in(script: str) -> set[str]:
         if entry.schema and entry.kind != "MATERIALIZED VIEW DATA":
             found.add(f"{entry.thing}: owner: {entry.owner}")
             # Its comment has three lines; lines are counted from 1.
-            sql = "\n".join(lines[entry.line + 2 : following.line - 1])
+            own = lines[entry.line + 2 : following.line - 1]
+            sql = re.sub(OWNER_SET, "", "\n".join(own))
             # Two can have one comment, where names differ by a line feed.
-            definitions[entry.thing] += re.sub(OWNER_SET, "", sql).strip() + "\n"
+            definitions[entry.thing] += sql.strip() + "\n"
     for thing, sql in definitions.items():
         digest = hashlib.sha256(encoded(sql)).hexdigest()
         found.add(thing.replace('"', ""))  # which some versions write in names
@@ -1311,9 +1325,14 @@ class Difference:
         return f"{self.side:<9} {self.line:.200}"
 
     @property
+    def thing(self) -> str:
+        """What it is about: table public.film"""
+        return self.line.partition(": ")[0]
+
+    @property
     def place(self) -> tuple[str, str, str]:
-        """Where it is told: by its thing, what was expected before what was found."""
-        return self.line.partition(": ")[0], self.side, self.line
+        """Its place in a list: what was expected comes before what was found."""
+        return self.thing, self.side, self.line
 
 
 def contents_apart(expected: Contents, found: Contents) -> list[Difference]:
@@ -1345,10 +1364,12 @@ def differences(expected: set[str], found: set[str]) -> list[Difference]:
     apart = [Difference(line, "expected") for line in expected - found]
     apart += [Difference(line, "found") for line in found - expected]
     kept: list[Difference] = []
+    lacking = "\0"
     for difference in sorted(apart, key=lambda each: each.place):
         # `table public.film` comes right before all that is said of it.
-        if not kept or not difference.line.startswith(f"{kept[-1].line}: "):
+        if not difference.line.startswith(lacking):
             kept.append(difference)
+            lacking = f"{difference.line}: "
     return kept
 
 
@@ -1381,8 +1402,10 @@ UNION ALL (SELECT * FROM picked OFFSET 1))"""
 def require_differences_seen(restored: Database, found: Contents) -> None:
     """Raise NotJudged unless a changed value, definition and name is seen."""
     script = f"{PINNED}{RELATION}{ROWS}{SMALLEST}"
-    some = contents_from(restored.ask(script, origin=f"{SOME_ROWS} AS t"))
-    changed = contents_from(restored.ask(script, origin=f"{CHANGED_ROWS} AS t"))
+    as_they_are = restored.ask(script, origin=f"{SOME_ROWS} AS t")
+    some = contents_from(as_they_are)
+    with_nulls = restored.ask(script, origin=f"{CHANGED_ROWS} AS t")
+    changed = contents_from(with_nulls)
     name = next(line for line in found.facts if line.endswith(": in order"))
     definition = max(found.definitions)
     changes = {
@@ -1483,8 +1506,8 @@ class Entry:
     @property
     def thing(self) -> str:
         """Its name in sentences: table public.film."""
-        full_name = f"{self.schema}.{self.name}".removeprefix("-.")
-        return f"{self.kind.lower()} {full_name}"
+        name = f"{self.schema}.{self.name}".removeprefix("-.")
+        return f"{self.kind.lower()} {name}"
 
 
 class Reading:
@@ -1523,7 +1546,7 @@ class Reading:
     def named(self, *kinds: str) -> set[str]:
         """The full names in entries of these kinds."""
         return {
-            f"{identifier(entry.schema)}.{identifier(entry.name)}"
+            full_name(entry.schema, entry.name)
             for entry in self.entries
             if entry.kind in kinds
         }
@@ -1557,7 +1580,13 @@ class Reading:
             self.note(what, self.text(value))
             self.read_on(what, value, line, before)
 
-    def read_on(self, what: str, value: bytes, line: bytes, before: bytes) -> None:
+    def read_on(
+        self,
+        what: str,
+        value: bytes,
+        line: bytes,
+        before: bytes,
+    ) -> None:
         """Read to the end of what a line begins, so that no part is misread."""
         kind = self.entry.kind
         entry = ENTRY.match(line)
@@ -1617,7 +1646,7 @@ class Reading:
         if not copy:
             self.problems.append(f"line {self.line}: no COPY of pg_dump's")
             return
-        table = f"table {self.full_name(copy)}"
+        table = f"table {self.name_in(copy)}"
         if self.entry.line in self.filled:
             self.problems.append(f"{table}: its data are there twice")
         self.filled.add(self.entry.line)
@@ -1629,7 +1658,7 @@ class Reading:
             swallowed = piece[0] == DASH and ENTRY.match(piece)
             if swallowed and swallowed[2] == b"TABLE DATA":
                 name, _, schema, _ = map(self.text, swallowed.groups())
-                self.swallowed.add(f"{identifier(schema)}.{identifier(name)}")
+                self.swallowed.add(full_name(schema, name))
             if b"\0" in piece:
                 self.has_zeros = True
             begins = piece[-1] == LINE_FEED
@@ -1648,7 +1677,7 @@ class Reading:
         value = self.text(state[3])
         if state[4] == b"false":
             value += ", not called yet"
-        self.sequences[f"sequence {self.full_name(state)}"] = value
+        self.sequences[f"sequence {self.name_in(state)}"] = value
 
     def whole(
         self, line: bytes, quote: bytes, end: bytes = b";\n", behind: bytes = b""
@@ -1671,11 +1700,11 @@ class Reading:
                 pieces.append(line)
         return b"".join(pieces)
 
-    def full_name(self, match: re.Match[bytes]) -> str:
+    def name_in(self, match: re.Match[bytes]) -> str:
         """Both names as facts write them; an old pg_dump leaves one out."""
         schema = unquoted(self.text(match[1] or b""))
         name = unquoted(self.text(match[2]))
-        return f"{identifier(schema or self.entry.schema)}.{identifier(name)}"
+        return full_name(schema or self.entry.schema, name)
 
     def text(self, raw: bytes) -> str:
         """Text of the backup, read in its encoding."""
@@ -1685,14 +1714,7 @@ class Reading:
         """Note what is missing."""
         last = self.entry.kind
         self.begin(Entry(BEHIND, self.line + 1))
-        for entry in self.entries:
-            is_filled = entry.line in self.filled or self.has_inserts
-            if entry.kind == "TABLE DATA" and self.rows and not is_filled:
-                self.problems.append(f"{entry.thing}: missing")
-        tables = self.named("TABLE") - self.named("TABLE DATA")
-        for table in self.swallowed & tables:
-            block = f"table {table}: its data lie in another's COPY block"
-            self.problems.append(block)
+        self.finish_tables()
         parts = self.counted["header"]
         for is_so, problem in [
             (
@@ -1723,6 +1745,17 @@ class Reading:
         if self.noted["UTF-16"]:
             self.problems = [AS_UTF_16]
 
+    def finish_tables(self) -> None:
+        """Note whose data are missing, though the entry is there, or swallowed."""
+        for entry in self.entries:
+            is_filled = entry.line in self.filled or self.has_inserts
+            if entry.kind == "TABLE DATA" and self.rows and not is_filled:
+                self.problems.append(f"{entry.thing}: missing")
+        tables = self.named("TABLE") - self.named("TABLE DATA")
+        for table in self.swallowed & tables:
+            fault = "its data lie in another's COPY block"
+            self.problems.append(f"table {table}: {fault}")
+
 
 def is_whole_insert(line: bytes) -> bool:
     """Whether an INSERT ends with its line; others are looked at closely."""
@@ -1747,6 +1780,11 @@ def unquoted(name: str) -> str:
     if name.startswith('"'):
         return name[1:-1].replace('""', '"')
     return name
+
+
+def full_name(schema: str, name: str) -> str:
+    """Both names as SQL."""
+    return f"{identifier(schema)}.{identifier(name)}"
 
 
 def identifier(name: str) -> str:
@@ -1958,7 +1996,7 @@ def commanded_backup(source: Database, project: "Project") -> "Backup":
 def things_apart(before: set[str], after: set[str]) -> Things:
     """What has changed."""
     apart = differences(before, after)
-    return frozenset(each.line.partition(": ")[0] for each in apart)
+    return frozenset(each.thing for each in apart)
 
 
 # The SHA-256 of the files that stdin names, one after the other.
@@ -2075,7 +2113,12 @@ class Backup:
         """The file or folder as it was found."""
         return self.encrypted or self.path
 
-    def reader(self, run: Run, programs: "Programs", *options: str) -> Context:
+    def reader(
+        self,
+        run: Run,
+        programs: "Programs",
+        *options: str,
+    ) -> Context:
         """The program that makes SQL of it, in a pipe."""
         name, *words = self.format.command
         if name == "pg_restore":
@@ -2110,16 +2153,18 @@ def members_of(path: Path) -> list[Path]:
 
 def size_of(path: Path) -> int:
     """The bytes of a backup, 0 where there is none."""
-    return sum(file.stat().st_size for file in members_of(path) if file.exists())
+    files = [file for file in members_of(path) if file.exists()]
+    return sum(file.stat().st_size for file in files)
 
 
 def adopted_backup(path: Path, run: Run) -> Backup:
     """A backup that another program has made."""
-    if path.exists() and not path.is_file() and not path.is_dir():
+    is_readable = path.is_file() or path.is_dir()
+    if path.exists() and not is_readable:
         raise NotJudged(f"{path} is no file", "write what it gives into one")
     programs = found_programs(run, NEWEST, CLIENTS)
-    # An empty folder has no time.
-    written = max((file.stat().st_mtime for file in members_of(path)), default=0)
+    times = [file.stat().st_mtime for file in members_of(path)]
+    written = max(times, default=0)  # an empty folder has none
     backup = Backup(path, UNREAD, recorded_sha256(path), written)
     if run.options.decrypt:
         backup = replace(backup, path=decrypted(path, run), encrypted=path)
@@ -2149,7 +2194,11 @@ def decrypted(path: Path, run: Run) -> Path:
     return target
 
 
-def readable_backup(found: Backup, run: Run, programs: "Programs") -> Backup:
+def readable_backup(
+    found: Backup,
+    run: Run,
+    programs: "Programs",
+) -> Backup:
     """The backup with what its beginning tells. Raises NotReadable."""
     backup = replace(found, format=format_of(found.path))
     if problems_of_files(backup):
@@ -2182,9 +2231,10 @@ def format_of(path: Path) -> Format:
     if (path / "toc.dat").is_file():
         return FORMATS["directory"]
     if path.is_dir():
-        names = ", ".join(sorted(file.name for file in path.iterdir())[:5])
+        names = sorted(file.name for file in path.iterdir())
+        some = ", ".join(names[:5])
         fact = f"{path} is a folder, but no backup: it has no toc.dat"
-        raise NotReadable(fact, f"name one of these: {names}")
+        raise NotReadable(fact, f"name one of these: {some}")
     with path.open("rb") as file:
         return readable_format(file.read(1024), path)
 
@@ -2200,7 +2250,11 @@ def readable_format(head: bytes, path: Path) -> Format:
     return found
 
 
-def require_sql(path: Path, beginning: bytes, announced: Reading) -> None:
+def require_sql(
+    path: Path,
+    beginning: bytes,
+    announced: Reading,
+) -> None:
     """Raise NotReadable where what is read is no SQL of pg_dump's."""
     inside = readable_format(beginning[:1024], path).name
     if inside != "plain":
@@ -2228,7 +2282,11 @@ def problems_of(reader: Program) -> Lines:
     return []
 
 
-def time_of_archive(backup: Backup, run: Run, programs: "Programs") -> float:
+def time_of_archive(
+    backup: Backup,
+    run: Run,
+    programs: "Programs",
+) -> float:
     """The time of a backup's files, or that in the archive, if older."""
     pg_restore = programs.folder / "pg_restore"
     with run.started(pg_restore, "--list", backup.path) as lister:
@@ -2250,9 +2308,10 @@ def recorded_sha256(path: Path) -> str:
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):  # as PowerShell writes
         codec = "utf-16"
     lines = raw.decode(codec, "replace").splitlines()
-    name = re.compile(rf"(^|[\s*(/\\]){re.escape(path.name)}($|[\s)])")
-    lines = list(filter(name.search, lines)) or lines
-    digests = set(re.findall(r"\b[0-9a-f]{64}\b", "\n".join(lines).lower()))
+    name = rf"(^|[\s*(/\\]){re.escape(path.name)}($|[\s)])"
+    naming = [line for line in lines if re.search(name, line)]
+    text = "\n".join(naming or lines)
+    digests = set(re.findall(r"\b[0-9a-f]{64}\b", text.lower()))
     if len(digests) != 1:
         log.warning("%s tells no SHA-256 of %s", record, path.name)
         return ""
@@ -2355,8 +2414,11 @@ def said_by(reading: Reading, roots: Words) -> set[str]:
     rows = Counter({LARGE_OBJECTS: reading.counted["made"]})
     for table, count in reading.rows.items():
         rows[roots.get(table, table)] += count
-    said = {f"{table}: {count} rows" for table, count in rows.items()}
-    said.update(f"{name}: {value}" for name, value in reading.sequences.items())
+    said = set()
+    for table, count in rows.items():
+        said.add(f"{table}: {count} rows")
+    for sequence, value in reading.sequences.items():
+        said.add(f"{sequence}: {value}")
     return said
 
 
@@ -2429,8 +2491,9 @@ def require_damage_seen(backup: Backup, server: Database) -> None:
     if not Reading(io.BytesIO(cut)).problems:
         raise NotJudged(control, "the reader took a cut backup for whole")
     flipped = bytes([cut[0] ^ 1]) + cut[1:]
-    digests = [hashlib.sha256(each).hexdigest() for each in (cut, flipped)]
-    if not problems_of_checksum(*digests):
+    before = hashlib.sha256(cut)
+    after = hashlib.sha256(flipped)
+    if not problems_of_checksum(after.hexdigest(), before.hexdigest()):
         raise NotJudged(control, "the checksum did not see a flipped bit")
 
 
@@ -2477,7 +2540,11 @@ BY_BYTES = r"(?s)^(?!.*(?i:icu)).* (LC_COLLATE|LOCALE) (= )?'(C|POSIX)'"
 OLDEST_NAMES = 10  # the version that first wrote names of entries as today
 
 
-def provide_globals(server: Database, reading: Reading, user: str) -> None:
+def provide_globals(
+    server: Database,
+    reading: Reading,
+    user: str,
+) -> None:
     """Make the roles and tablespaces that a backup names, and the user."""
     tablespaces = map(unquoted, reading.noted["tablespace"])
     server.ask(
@@ -2529,7 +2596,11 @@ def load_backup(
 
 
 @contextmanager
-def loading(backup: Backup, reading: Reading, restored: Database) -> Iterator[Program]:
+def loading(
+    backup: Backup,
+    reading: Reading,
+    restored: Database,
+) -> Iterator[Program]:
     """The program that loads the backup."""
     jobs = restored.run.options.jobs
     if jobs > 1 and backup.format.name in ("custom", "directory"):
@@ -2546,7 +2617,11 @@ def loading(backup: Backup, reading: Reading, restored: Database) -> Iterator[Pr
 
 
 @contextmanager
-def sql_of(backup: Backup, reading: Reading, restored: Database) -> Iterator[Program]:
+def sql_of(
+    backup: Backup,
+    reading: Reading,
+    restored: Database,
+) -> Iterator[Program]:
     """What writes the SQL of a backup, less what is about a whole server."""
     with backup.reader(restored.run, restored.programs) as reader:
         if not reading.left_out:
@@ -2626,7 +2701,8 @@ def verdict_on_load(
     report = failure.report
     if not report:
         return failure
-    entry = [each for each in reading.entries if each.line <= report.line][-1]
+    before = [each for each in reading.entries if each.line <= report.line]
+    entry = before[-1]
     sentence = report.sentence(of_rows=entry.kind in ("TABLE DATA", "BLOBS"))
     thing = entry.thing.strip(" .") or "the header"
     place = restored.run.redacted(f"line {report.line}, {thing}: {sentence}")
@@ -2673,7 +2749,11 @@ def read_back(
         return contents(), script, plan
 
 
-def expected_of_existing(backup: Backup, reading: Reading, found: Contents) -> Contents:
+def expected_of_existing(
+    backup: Backup,
+    reading: Reading,
+    found: Contents,
+) -> Contents:
     """What a backup says of itself; all else is expected as it was found."""
     if backup.format == UNREAD and not counts_of(found)["rows"]:
         raise BackupIsBad("the restore command brought back no row")
@@ -2714,9 +2794,13 @@ def not_compared(
     return reasons
 
 
-def not_told(backup: Backup, reading: Reading, found: Contents) -> Words:
+def not_told(
+    backup: Backup,
+    reading: Reading,
+    found: Contents,
+) -> Words:
     """What an existing backup cannot be asked, and why."""
-    reasons = {}
+    reasons = {"values and definitions": "an existing backup has no source"}
     for entry in reading.entries:
         if entry.line in reading.left_out:
             what = entry.thing
@@ -2729,7 +2813,6 @@ def not_told(backup: Backup, reading: Reading, found: Contents) -> Words:
         if f"{table}: 0 rows" in found.facts:
             reasons[table] = "the backup holds no data of it"
     for is_so, what, reason in [
-        (True, "values and definitions", "an existing backup has no source"),
         (backup.format == UNREAD, "the file", "its command alone reads it"),
         (reading.has_inserts, "numbers of rows", "there are INSERTs"),
         (
@@ -2763,7 +2846,11 @@ def insert_through_sequences(restored: Database) -> None:
         raise
 
 
-def require_checks(restored: Database, project: "Project", verdicts: Words) -> None:
+def require_checks(
+    restored: Database,
+    project: "Project",
+    verdicts: Words,
+) -> None:
     """Fail unless the user's checks and commands pass; note each verdict."""
     options = restored.run.options
     for check in options.check:
@@ -2794,7 +2881,11 @@ def verdict_on_check(restored: Database, check: str) -> str:
     return PASSED
 
 
-def verdict_on_manage(restored: Database, project: "Project", command: str) -> str:
+def verdict_on_manage(
+    restored: Database,
+    project: "Project",
+    command: str,
+) -> str:
     """Whether a management command succeeds, else why not."""
     try:
         project.output_of(shlex.split(command), restored)
@@ -2889,7 +2980,12 @@ def described_project(run: Run) -> Project:
     return Project(run, **answer)
 
 
-def answer_of(run: Run, name: str, timeouts: int, *words: str) -> str:
+def answer_of(
+    run: Run,
+    name: str,
+    timeouts: int,
+    *words: str,
+) -> str:
     """What this file answers as a process of the project's."""
     command = (sys.executable, __file__, *words)
     started = run.started(*command, name=name, environment=environ, timeouts=timeouts)
@@ -2953,7 +3049,8 @@ def run_in_project(work: Callable[[], None], *arguments: str) -> None:
     from django.core import management
 
     management.execute_from_command_line = work
-    for path in [*ROOT.glob("manage.py"), *sorted(ROOT.glob("*/manage.py"))]:
+    paths = [ROOT / "manage.py", *sorted(ROOT.glob("*/manage.py"))]
+    for path in filter(Path.exists, paths):
         sys.path.insert(0, str(path.parent))
         sys.argv = [str(path), *arguments]
         runpy.run_path(str(path), run_name="__main__")
@@ -2972,7 +3069,8 @@ def described(error: BaseException | None, with_words: bool) -> str:
         places = [frame.filename for frame in frames]
         is_plain = isinstance(error, ImportError | SyntaxError | KeyError)
         # ImproperlyConfigured of Django's own names settings, not their values.
-        is_django = re.search(r"[/\\]django[/\\]", "".join(places[-1:]))
+        raised_in = "".join(places[-1:])
+        is_django = re.search(r"[/\\]django[/\\]", raised_in)
         if with_words or is_plain or is_django:
             line += f": {error}".partition("\n")[0]
         own = [each for each in frames if not re.search(INSTALLED, each.filename)]
@@ -3046,10 +3144,18 @@ def secrets_in(databases: dict[str, Any], words: dict[str, Any]) -> Lines:
     named = [("PGPASSWORD", environ.get("PGPASSWORD")), *words.items()]
     for database in databases.values():
         named += [*database.items(), *database["OPTIONS"].items()]
-    return [str(text) for name, text in named if text and re.search(SECRET, name)]
+    secrets = []
+    for name, text in named:
+        if text and re.search(SECRET, name):
+            secrets.append(str(text))
+    return secrets
 
 
-def run_on_scratch_database(request: str, *command: str, stdout: IO[str]) -> None:
+def run_on_scratch_database(
+    request: str,
+    *command: str,
+    stdout: IO[str],
+) -> None:
     """Run a command while every alias leads to the place of the request."""
     alias, place, options = json.loads(request)
     import django
@@ -3145,9 +3251,11 @@ def programs_in(group: int, run: Run) -> Lines:
     names = []
     for line in output_of(run.started(*words)).splitlines():
         leader, process, parent, name = line.split(maxsplit=3)
-        if int(leader) == group and str(group) not in (process, parent):
+        is_guard = str(group) in (process, parent)
+        has_ended = "defunct" in name
+        if int(leader) == group and not is_guard and not has_ended:
             names.append(name)
-    return [name for name in names if "defunct" not in name]  # it has ended
+    return names
 
 
 def verdict_on_command(shell: Program, failed: type[Exception]) -> Exception:
@@ -3160,7 +3268,11 @@ def verdict_on_command(shell: Program, failed: type[Exception]) -> Exception:
     return failed(f"{fact}\n  {hint}")
 
 
-def command_environment(database: Database, project: Project, path: Path) -> Words:
+def command_environment(
+    database: Database,
+    project: Project,
+    path: Path,
+) -> Words:
     """The variables of a command: ours, but of this database alone."""
     variables = {
         name: environ[name]
@@ -3272,13 +3384,15 @@ class Programs:
 
 def found_programs(run: Run, major: int, names: Command) -> Programs:
     """Programs of a major version, which may be NEWEST; else newer ones."""
-    said = output_of(run.started("/bin/sh", "-c", FIND_PROGRAMS, "find", *names))
+    command = ("/bin/sh", "-c", FIND_PROGRAMS, "find", *names)
+    said = output_of(run.started(*command))
     found = [
         Programs(Path(folder), version, int(number))
         for folder, version, number in FOUND.findall(said)
     ]
     fitting = [programs for programs in found if programs.major >= major]
-    fitting.sort(key=lambda programs: programs.major, reverse=major == NEWEST)
+    is_newest_first = major == NEWEST
+    fitting.sort(key=lambda programs: programs.major, reverse=is_newest_first)
     if fitting and major in (NEWEST, fitting[0].major):
         return fitting[0]
     error = missing_programs(major, names, found)
@@ -3292,9 +3406,15 @@ def found_programs(run: Run, major: int, names: Command) -> Programs:
     return fitting[0]
 
 
-def missing_programs(major: int, names: Command, found: list[Programs]) -> NotJudged:
+def missing_programs(
+    major: int,
+    names: Command,
+    found: list[Programs],
+) -> NotJudged:
     """The error that programs are missing, and how to install them."""
-    fact = f"missing: {', '.join(names)} {major or ''}".strip()
+    fact = "missing: " + ", ".join(names)
+    if major != NEWEST:
+        fact += f" {major}"
     versions = ", ".join(programs.version for programs in found)
     package = "postgresql-client"
     if "initdb" in names:
@@ -3530,7 +3650,12 @@ class Evidence:
                 self.facts["verdict"] = verdict
                 self.sentence = sentence
 
-    def require_limit(self, name: str, fact: str, seconds: float) -> None:
+    def require_limit(
+        self,
+        name: str,
+        fact: str,
+        seconds: float,
+    ) -> None:
         """Fail with the fact if a duration is above the limit of that name."""
         limit = self.facts[f"{name}_seconds"]
         if limit:
@@ -3551,9 +3676,11 @@ class Evidence:
         if facts["verdict"] == PASSED and not_restored:
             headline = "The backup was not restored yet."
         lines = self.lines()
-        shown = [f"    {label:<13} {text}" for label, text in lines]
+        screen = ["", headline]
+        for label, text in lines:
+            screen.append(f"    {label:<13} {text}")
         try:
-            print("", headline, *shown, sep="\n", file=sys.stderr)
+            print(*screen, sep="\n", file=sys.stderr)
         finally:  # the terminal may be closed
             if "GITHUB_STEP_SUMMARY" in environ:
                 summary = Path(environ["GITHUB_STEP_SUMMARY"])
@@ -3588,7 +3715,8 @@ class Evidence:
             acts = self.facts["acts"].items()
             verdicts = [f"{name} {act['verdict']}" for name, act in acts]
             lines.append(("acts", ", ".join(verdicts)))
-        known = {name: fact for name, fact in self.facts.items() if fact is not None}
+        facts = self.facts.items()
+        known = {name: fact for name, fact in facts if fact is not None}
         for label, template in LINES:
             if label not in dict(lines):
                 with suppress(KeyError):
@@ -3648,20 +3776,23 @@ def counts_of(contents: Contents) -> dict[str, Any]:
 
 def matches(pattern: str, lines: Iterable[str]) -> list[re.Match[str]]:
     """How the lines match that do; a name in them may hold a line feed."""
-    found = [re.fullmatch(pattern, line, re.DOTALL) for line in sorted(lines)]
+    whole = re.compile(pattern, re.DOTALL)
+    found = map(whole.fullmatch, sorted(lines))
     return list(filter(None, found))
 
 
 def version_of_drill() -> str:
     """Which copy of this file runs: the beginning of its SHA-256."""
-    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
+    digest = hashlib.sha256(Path(__file__).read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def shown_fault(error: BaseException) -> BaseException:
     """The error in the words that the user gets to see."""
     if isinstance(error, OSError):  # a full disk, a folder without rights
         fact = error.strerror or str(error)
-        return NotJudged(f"{fact}: {error.filename}", hint_for(str(error)))
+        hint = hint_for(str(error))
+        return NotJudged(f"{fact}: {error.filename}", hint)
     if isinstance(error, NotJudged):
         return NotJudged(*error.args)
     if isinstance(error, BackupIsBad | unittest.SkipTest):
