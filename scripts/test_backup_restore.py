@@ -167,6 +167,7 @@ class Drill:
         run = self.enter(started_run(self.options))
         self.evidence.left = run.left
         self.facts["accepted"] = run.accepted
+        self.facts["unused_accepts"] = run.unused
         self.project = described_project(run)
         self.configured = None
         if self.options.live or not self.options.private:
@@ -285,6 +286,8 @@ class Drill:
         if not expected.definitions & found.definitions:
             fact += f"\n  {ELSEWHERE}"
         refuse(fact, apart)
+        if not counts_of(found)["tables"]:  # whatever was accepted
+            raise BackupIsBad("no table came back")
         self.facts.update(counts_of(expected))
         with step("make differences, and see them"):
             require_differences_seen(restored, found)
@@ -297,12 +300,18 @@ class Drill:
 
 # The guard waits for the end of its stdin, which this process alone holds open.
 # Then it ends its group, by TERM, as programs that write would fill the folder
-# again; the private server, by QUIT, which waits for nothing; its children, if
-# that was not heard; and the folder $1.
+# again; what left the group, as below `timeout` and `setsid`, but knows the
+# folder by a variable, where there is a /proc; the private server, by QUIT, which
+# waits for nothing; its children, if that was not heard; and the folder $1.
 GUARD = r"""
 trap '' HUP INT TERM
+end_strays() {
+    grep -lsF -e "$2" /proc/[0-9]*/environ |
+        while IFS=/ read -r _ _ process _; do kill -s "$1" "$process"; done
+}
 cat
 kill -s TERM 0
+end_strays TERM "=$1"
 file="$1/data/postmaster.pid"  # which a server that ends removes
 if read -r server < "$file"; then
     kill -s QUIT "$server"
@@ -319,8 +328,10 @@ if read -r server < "$file"; then
 fi
 tries=0
 until rm -rf -- "$1" || [ $((tries += 1)) -gt 20 ]; do sleep 0.05; done
+end_strays KILL "=$1"
 kill -s KILL 0
 """
+MOST_SHOWN = 2**14  # bytes of what a team's command prints
 GUARD_SECONDS = 60  # that it may take: the folder may be large
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # they ask for an end
 # PostgreSQL's programs get only these variables.
@@ -380,7 +391,7 @@ def guarded(folder: Path) -> Iterator[int]:
         yield guard.pid
     finally:
         guard.stdin.close()
-        guard.send_signal(signal.SIGCONT)  # somebody may have stopped it
+        os.killpg(guard.pid, signal.SIGCONT)  # somebody may have stopped it
         try:
             guard.wait(GUARD_SECONDS)
         except TimeoutExpired:
@@ -397,7 +408,7 @@ def started_run(options: Options) -> Iterator["Run"]:
     folder = parent.absolute() / f"{MARK}{number}"
     folder.mkdir(mode=0o700)
     with guarded(folder) as group:
-        run = Run(options, folder, group)
+        run = Run(options, folder, group, unused=[*options.accept])
         try:
             yield run
         finally:
@@ -418,6 +429,7 @@ class Run:
     left: Lines = field(default_factory=list)  # what could not be removed
     # Difference -> the --accept that it fits
     accepted: Words = field(default_factory=dict)
+    unused: Lines = field(default_factory=list)  # each --accept that fits none
 
     def redacted(self, text: str) -> str:
         """The text with [REDACTED] for each secret, however it is written."""
@@ -428,7 +440,8 @@ class Run:
 
     def file_with(self, text: str = "") -> File:
         """A nameless file with the text, for a program to read or to write."""
-        file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115
+        # Not in the folder, which a team's command could remove.
+        file = tempfile.TemporaryFile(dir=self.folder.parent)  # noqa: SIM115
         file.write(encoded(text))
         file.seek(0)
         return file
@@ -527,6 +540,10 @@ class Program:
         """What it has written to stderr, secrets included."""
         return text_of(self.errors)
 
+    def last_words(self) -> str:
+        """The end of what it has written."""
+        return text_of(self.output, MOST_SHOWN) + text_of(self.errors, MOST_SHOWN)
+
     @contextmanager
     def limited(self) -> Iterator[None]:
         """Kill it if its time is over before the block is; `wait` tells."""
@@ -557,10 +574,11 @@ class Program:
             log.log(level, "%s says:\n%s", self.name, indented(warnings))
 
 
-def text_of(file: File) -> str:
-    """What a program has written to the file, whose offset does not move."""
+def text_of(file: File, most: int = sys.maxsize) -> str:
+    """The last bytes that a program has written; the file's offset stays."""
     size = os.fstat(file.fileno()).st_size
-    raw = os.pread(file.fileno(), size, 0)
+    beginning = max(0, size - most)
+    raw = os.pread(file.fileno(), size, beginning)
     return raw.decode("utf-8", "surrogateescape")
 
 
@@ -1379,6 +1397,7 @@ def unaccepted(apart: list[Difference], run: Run) -> list[Difference]:
     for difference in apart:
         line = difference.line
         fitting = [glob for glob in run.options.accept if fnmatchcase(line, glob)]
+        run.unused[:] = [glob for glob in run.unused if glob not in fitting]
         if fitting:
             run.accepted[str(difference)] = fitting[0]
         else:
@@ -1542,6 +1561,11 @@ class Reading:
     def versions(self) -> list[int]:
         """The major versions that it names, of the server and of pg_dump."""
         return sorted(map(int, self.noted["version"])) or [0]
+
+    @property
+    def is_garbled(self) -> bool:
+        """Whether it went through something that took it for text."""
+        return bool(self.noted["CR LF"] or self.noted["UTF-16"])
 
     def named(self, *kinds: str) -> set[str]:
         """The full names in entries of these kinds."""
@@ -2028,7 +2052,7 @@ def hashing(path: Path, run: Run) -> Iterator[Program]:
 # not judged.
 
 PG_RESTORE = ("pg_restore", "--file", "-")
-DECRYPT = "decrypt it first, or give --decrypt"
+DECRYPT = "give --decrypt; to judge a backup command, --restore-command"
 UNPACK = "unpack it first, and give the backup that lies in it"
 
 
@@ -2191,6 +2215,8 @@ def decrypted(path: Path, run: Run) -> Path:
             stdin=encrypted,
             stdout=file,
         )
+    if not size_of(target):
+        raise NotJudged("the decrypt command wrote nothing", "check its key")
     return target
 
 
@@ -2263,8 +2289,7 @@ def require_sql(
     if announced.noted["cluster"]:
         fact = f"{path} is a dump of a whole server, by pg_dumpall"
         raise NotReadable(fact, "dump each database by pg_dump")
-    is_damaged = announced.noted["CR LF"] or announced.noted["UTF-16"]
-    is_damaged = is_damaged or not beginning.strip(b"\0")
+    is_damaged = announced.is_garbled or not beginning.strip(b"\0")
     if len(announced.entries) == 2 and not is_damaged:  # the reader's own
         shown = re.match(SHOWN, beginning)[0].decode()
         fact = f"{path} is no backup of pg_dump's"
@@ -2363,6 +2388,8 @@ def read_whole(backup: Backup, server: Database) -> tuple[Reading, Lines]:
         with program.limited():
             reading = Reading(io.BufferedReader(program.popen.stdout, LONGEST))
         problems = problems_of(program) + reading.problems
+    if reading.is_garbled:
+        return reading, reading.problems
     if backup.source:
         problems += problems_of_source(reading, backup.source)
     elif not problems and not reading.named("TABLE", "TABLE DATA"):
@@ -2433,10 +2460,11 @@ def problems_of_source(reading: Reading, source: Source) -> Lines:
         said = {line for line in said if not line.endswith(" rows")}
     apart = differences(without(had, moved), without(said, moved))
     problems = list(map(str, unaccepted(apart, run)))
-    if problems and not had & said:
-        problems.append(ELSEWHERE)
     if problems and run.options.live:
-        problems.append("if a table was truncated beside the dump, run again")
+        problems.insert(0, "if a table was truncated beside the dump, run again")
+    alike = {line for line in had & said if not line.endswith(": 0 rows")}
+    if problems and not alike:
+        problems.insert(0, ELSEWHERE)
     return problems
 
 
@@ -2514,13 +2542,12 @@ SELECT DISTINCT format('CREATE TABLESPACE %I LOCATION ''''', name)
  WHERE name NOT IN (SELECT spcname FROM pg_tablespace) \gexec
 """
 EXISTS = "SELECT to_json(count(*)) FROM pg_database WHERE datname = :'name';"
-# Only [true] passes. The line feed ends a comment at the end of the check.
 # What keeps a check from an answer: its time, the server's end, its limits.
 NO_ANSWER = "08|5[378]"
+# The line feed ends a comment at the end of the check.
 CHECK = r"""
 BEGIN READ ONLY;
-SELECT format(E'SELECT json_agg(a) FROM (SELECT * FROM (%s\n) AS q (a)'
-              ' LIMIT 2) AS c', :'check') \gexec
+SELECT format(E'SELECT to_json((%s\n))', :'check') \gexec
 """
 PASSED = "passed"
 # -- Name: tally; Type: MATERIALIZED VIEW DATA; ... needs rows: no reference has
@@ -2876,7 +2903,7 @@ def verdict_on_check(restored: Database, check: str) -> str:
         if not report or re.match(NO_ANSWER, report.code):
             raise
         return report.sentence()
-    if answer != "[true]":
+    if answer != "true":
         return "not true"
     return PASSED
 
@@ -3007,7 +3034,7 @@ def log_words(name: str, said: str, run: Run) -> None:
     """Show, with --verbose, what a program has said."""
     lines = run.redacted(said).splitlines()
     if lines:
-        log.info("%s says:\n%s", name, indented(lines, most=100))
+        log.info("%s says:\n%s", name, indented(lines[-100:], most=100))
 
 
 def answer(verb: str, *words: str) -> None:
@@ -3225,7 +3252,7 @@ def run_command(
         starting = replace(run, group=group).started(
             *("/bin/sh", "-c", command),
             name=f"the {name}",
-            environment=environment,
+            environment={**environment, "BACKUP_DRILL": str(folder)},
             **streams,
         )
         with starting as shell:
@@ -3234,8 +3261,7 @@ def run_command(
             except ProgramFailed:
                 raise verdict_on_command(shell, failed) from None
             finally:
-                said = shell.written() + shell.said()
-                log_words(shell.name, said, run)
+                log_words(shell.name, shell.last_words(), run)
         running = programs_in(group, run)
         if running:
             time.sleep(1)  # the tee of a `> >(tee log)` ends a little later
@@ -3247,12 +3273,12 @@ def run_command(
 
 def programs_in(group: int, run: Run) -> Lines:
     """The programs in a process group, but for its guard's."""
-    words = ("ps", "-A", "-o", "pgid=,pid=,ppid=,comm=")
+    words = ("ps", "-A", "-o", "pgid=,pid=,ppid=,stat=,comm=")
     names = []
     for line in output_of(run.started(*words)).splitlines():
-        leader, process, parent, name = line.split(maxsplit=3)
+        leader, process, parent, state, name = line.split(maxsplit=4)
         is_guard = str(group) in (process, parent)
-        has_ended = "defunct" in name
+        has_ended = state.startswith("Z")  # and nobody has asked how
         if int(leader) == group and not is_guard and not has_ended:
             names.append(name)
     return names
@@ -3263,6 +3289,10 @@ def verdict_on_command(shell: Program, failed: type[Exception]) -> Exception:
     status = shell.popen.returncode
     fact = f"{shell.name} exited with {status}"
     hint = "see what it says: --verbose"
+    if status in (126, 127):
+        hint = "a program of it is not there, or must not be run: --verbose"
+    if status < 0:
+        fact = f"{shell.name} was ended by {signal.Signals(-status).name}"
     if status < 0 or status in (126, 127):  # a signal; no such program
         return NotJudged(fact, hint)
     return failed(f"{fact}\n  {hint}")
@@ -3553,6 +3583,7 @@ FACTS = """
   pending_migrations   of the project, that the restored database lacks
   not_compared         thing to reason; of what is never compared to ""
   accepted             difference to the --accept that it fits
+  unused_accepts       each --accept that fits no difference
   checks               each --check and --manage to its verdict
   scratch_dropped      whether nothing was left behind
 """
@@ -3622,6 +3653,7 @@ class Evidence:
             max_restore_seconds=options.max_restore,
             not_compared=dict.fromkeys(NEVER_COMPARED, ""),
             accepted={},
+            unused_accepts=[],
             checks={},
         )
         for fact, variable in GITHUB.items():
@@ -3668,9 +3700,6 @@ class Evidence:
         facts = self.facts
         facts["finished"] = in_utc(time.time())
         facts["scratch_dropped"] = not self.left
-        for pattern in self.options.accept:
-            if pattern not in facts["accepted"].values():
-                facts["accepted"][f"nothing fits {pattern}"] = ""
         headline = HEADLINES[facts["verdict"]]
         not_restored = facts["acts"]["restore"]["verdict"] == "not run"
         if facts["verdict"] == PASSED and not_restored:
@@ -3726,6 +3755,8 @@ class Evidence:
             for text in in_words(self.facts[fact]):
                 lines.append((label, text))
                 label = ""
+        for glob in self.facts["unused_accepts"]:
+            lines.append(("accepted", f"nothing, by {glob}"))
         return lines
 
 
@@ -3860,16 +3891,32 @@ def duration(text: str) -> float:
     raise argparse.ArgumentTypeError(message)
 
 
+def filled(text: str) -> str:
+    """A text that is not empty, as that of a variable which is not set is."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty: is a variable not set?")
+    return text
+
+
 def file_path(text: str) -> Path:
     """The path of a file, which holds in any folder."""
-    return Path(text).absolute()
+    return Path(filled(text)).absolute()
+
+
+def django_command(text: str) -> str:
+    """A command for manage.py."""
+    try:
+        shlex.split(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return filled(text)
 
 
 FLAG = {"action": "store_true"}
-SHELL = {"metavar": "COMMAND"}
+SHELL = {"metavar": "COMMAND", "type": filled}
 FILE = {"metavar": "FILE", "type": file_path}
 LIMIT = {"metavar": "DURATION", "type": duration}
-SEVERAL = {"action": "append", "default": []}
+SEVERAL = {"action": "append", "default": [], "type": filled}
 OPTIONS = {
     "what": {
         "--live": {**FLAG, "help": "back the configured database up"},
@@ -3917,6 +3964,7 @@ OPTIONS = {
         "--manage": {
             **SEVERAL,
             "metavar": "COMMAND",
+            "type": django_command,
             "help": "of manage.py, must succeed on it",
         },
         "--accept": {
@@ -3945,7 +3993,10 @@ def parsed(argv: Lines) -> tuple[Options, Lines]:
         group = parser.add_argument_group(title)
         for names, how in arguments.items():
             group.add_argument(*names.split(), **how)
-    given = shlex.split(environ.get("BACKUP_DRILL_OPTIONS", ""))
+    try:
+        given = shlex.split(environ.get("BACKUP_DRILL_OPTIONS", ""))
+    except ValueError as error:
+        parser.error(f"BACKUP_DRILL_OPTIONS: {error}")
     options, others = parser.parse_known_args([*given, *argv])
     options.rehearsal = not (options.live or options.backup)
     options.private = options.throwaway

@@ -1,0 +1,668 @@
+"""A team's own commands take the places of pg_dump and psql, and add checks.
+
+A row of the databases holds the secret word: no command that prints it makes the drill
+show it. That nothing of a command is left is judged where the block of each place ends.
+"""
+
+import base64
+import signal
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from aidscope.tests.in_process import drilled
+from aidscope.tests.support import (
+    ROOT,
+    SECRET,
+    Case,
+    Ended,
+    Place,
+    Row,
+    database,
+    execute,
+    pg_dump,
+    place,
+    query,
+    role,
+    small,
+    url,
+)
+
+PROMPTLY = 15.0  # seconds, on a busy machine
+LIVE = ("--live", "--no-throwaway")
+LIMIT = (*LIVE, "--timeout", "1.5")
+KEPT = f"""
+CREATE TABLE public.kept (id serial, word text);
+INSERT INTO public.kept (word) SELECT '{SECRET}' FROM generate_series(1, 300);
+CREATE INDEX kept_id ON public.kept (id);
+CREATE TABLE public.lost AS SELECT 1 AS id
+"""
+DUMP = 'pg_dump -f "$BACKUP_FILE"'
+DUMP_ALL = '"$(dirname "$(readlink -f "$(command -v pg_dump)")")/pg_dumpall"'
+LOAD = 'psql -q -v ON_ERROR_STOP=1 -f "$BACKUP_FILE"'
+TELL = "psql -q -A -t -c 'TABLE public.kept'"
+SPOIL = """psql -q -c "DROP INDEX kept_id; DELETE FROM kept WHERE id = 1;
+SELECT setval('kept_id_seq', 7)" """
+# Programs that do not want to end.
+STAYS = "trap '' HUP INT TERM; (sleep 600 & sleep 600) & while :; do sleep 600; done"
+ELSEWHERE = "did a command use another database?"
+NOTHING = "the backup command wrote nothing to $BACKUP_FILE"
+QUIETLY = "\n  see what it says: --verbose"
+
+
+@cache
+def kept() -> str:
+    """A database with a row that holds the secret word; no command changes it."""
+    name = "site_kept"
+    execute("postgres", f"CREATE DATABASE {name} TEMPLATE template0")
+    execute(name, KEPT)
+    return name
+
+
+def commanded(here: Place, *arguments: str, source: str = "", **how: str) -> Ended:
+    """A run in this process, with the place's folder for {here} in its arguments."""
+    if "settings" not in how:
+        how["database"] = source or kept()
+    return drilled(here, *filled(here, arguments), **how)
+
+
+def filled(here: Place, words: tuple[str, ...]) -> list[str]:
+    """The words, with the place's folder for {here}."""
+    return [word.replace("{here}", str(here.folder)) for word in words]
+
+
+# --- Commands that make a backup ------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Making(Row):
+    """A backup command, what is said of it, and the verdict."""
+
+    command: str
+    says: str
+    verdict: str = "failed"
+
+
+EXITS = (
+    Making("nothing is written", "true", NOTHING),
+    Making("written elsewhere", "pg_dump -f '{here}/sql'", NOTHING),
+    Making("printed only", "pg_dump", NOTHING),
+    Making(
+        "a status, and rows on both streams",
+        f"{DUMP}; {TELL}; {TELL} >&2; exit 4",
+        f"the backup command exited with 4{QUIETLY}",
+    ),
+    Making("a missing program", "no-such-program", "exited with 127", "error"),
+    Making("no program", "./README.md", "exited with 126", "error"),
+    Making("killed", f"{DUMP}; kill -s KILL $$", "was ended by SIGKILL", "error"),
+    Making("a trap", f"trap 'kill 0' EXIT; {DUMP}", "was ended by SIGTERM", "error"),
+    Making("a killed group", "sleep 600 & kill -9 0", "was ended by SIGKILL", "error"),
+    Making(
+        "a failing pipe, told",
+        "bash -c 'set -o pipefail; pg_dump -d nosuch | gzip > \"$BACKUP_FILE\"'",
+        "the backup command exited with 1",
+    ),
+    Making("in the background", f"{DUMP} & sleep 600 & exit 0", "still ran"),
+    Making("an orphan", f"{DUMP}; (nohup sleep 600 > /dev/null 2>&1 &)", "still ran"),
+    Making("in a group of its own", "timeout 600 sleep 600 &", NOTHING),
+    Making("no end", STAYS, "did not end within 1.5 s\n  allow more", "error"),
+    Making("no end but a limit", "timeout 600 sleep 600", "did not end", "error"),
+    Making("its folder is removed", 'rm -rf "${BACKUP_FILE%/*}"', NOTHING),
+    Making("all", f'{DUMP_ALL} > "$BACKUP_FILE"', "by pg_dumpall", "error"),
+    Making(
+        "a folder of its own",
+        'mkdir "$BACKUP_FILE" && pg_dump -f "$BACKUP_FILE/sql"',
+        "it has no toc.dat",
+        "error",
+    ),
+    Making(
+        "encrypted",
+        '{ printf Salted__; pg_dump; } > "$BACKUP_FILE"',
+        "is encrypted by openssl",
+        "error",
+    ),
+)
+CONTENTS = (
+    Making("a failing pipe", 'pg_dump -d x | gzip > "$BACKUP_FILE"', "no header"),
+    Making("a cut pipe", 'pg_dump | head -c 3000 > "$BACKUP_FILE"', "no footer"),
+    Making("another database", f"{DUMP} -d postgres", ELSEWHERE),
+    Making("definitions alone", f"{DUMP} -s", "expected  table public.kept: 300 rows"),
+    Making("a table less", f"{DUMP} -T lost", "expected  table public.lost: 1 rows"),
+)
+
+
+class MakingCase(Case):
+    """A backup command goes wrong."""
+
+    act = "creation"
+
+    def judge(self, row: Making) -> None:
+        """The verdict and the words are right, and no act after that is run."""
+        with place() as here:
+            over = commanded(here, *LIMIT, "--backup-command", row.command)
+        self.assert_verdict(over, row.verdict, row.says, act=self.act)
+        self.assert_facts(over, verdict=row.verdict, scratch_dropped=True)
+        self.assertEqual(over.acts["restore"], "not run")
+
+
+class ExitTests(MakingCase, table=EXITS):
+    """It ends otherwise than well, or writes no backup of one database."""
+
+    def test_session_of_its_own(self) -> None:
+        """What leaves its session is not waited for, but ended."""
+        with place() as here:
+            command = f"{DUMP}; setsid -f sleep 600"
+            over = commanded(here, *LIVE, "--backup-command", command)
+        self.assert_verdict(over, "passed")
+
+    def test_log(self) -> None:
+        """A process that only takes the rest of a log may end a little later."""
+        log = f"bash -c 'exec > >(sleep 0.3; cat > /dev/null); {DUMP}'"
+        with place() as here:
+            over = commanded(here, *LIVE, "--backup-command", log)
+        self.assert_verdict(over, "passed")
+
+
+class ContentTests(MakingCase, table=CONTENTS):
+    """It writes a backup that is not whole, or not of the database."""
+
+    act = "validation"
+
+    def test_another_database_than_that_of_many_tables(self) -> None:
+        """The hint is not lost behind a long list."""
+        tables = "".join(f"CREATE TABLE t{n} AS SELECT 1 AS x;" for n in range(25))
+        with place() as here, database(f"{tables} SELECT lo_create(1)") as source:
+            words = (*LIVE, "--backup-command", f"{DUMP} -d postgres")
+            over = commanded(here, *words, source=source)
+        self.assert_verdict(over, "failed", ELSEWHERE, act="validation")
+
+
+@dataclass(frozen=True)
+class Made(Row):
+    """A backup command that does its work, and the format of what it writes."""
+
+    command: str
+    form: str
+    arguments: tuple[str, ...] = LIVE
+
+
+MADE = (
+    Made("compressed by a pipe", 'cat; pg_dump | gzip > "$BACKUP_FILE"', "gzip"),
+    Made("by the URL, a folder", f'{DUMP} -d "$DATABASE_URL" -Fd -j2', "directory"),
+    Made("a rehearsal", f"{DUMP} -F c", "custom", ()),
+)
+
+
+class MadeTests(Case, table=MADE):
+    """A backup command does its work."""
+
+    def judge(self, row: Made) -> None:
+        """The backup is judged as any other, and passes a check."""
+        check = "SELECT true"
+        words = (*row.arguments, "--check", check, "--backup-command", row.command)
+        with place() as here:
+            over = commanded(here, *words)
+        self.assert_verdict(over, "passed", "The backup restores.")
+        self.assert_facts(over, format=row.form, accepted={}, checks={check: "passed"})
+
+    def test_changes_meanwhile(self) -> None:
+        """What the command changes in the source is not compared, but named."""
+        change = "psql -q -c 'INSERT INTO lost VALUES (2); CREATE TABLE late ()'"
+        with place() as here, database(KEPT) as source:
+            words = (*LIVE, "--backup-command", f"{DUMP}; {change}")
+            over = commanded(here, *words, source=source)
+        self.assert_verdict(over, "passed")
+        for name in ("table public.lost", "table public.late"):
+            self.assertEqual(over.not_compared[name], "it changed meanwhile")
+
+
+# --- What is accepted -----------------------------------------------------------------
+
+
+class AcceptTests(Case):
+    """Differences that are meant are on record, and all others fail."""
+
+    def test_owners_and_rights(self) -> None:
+        """Without owners and rights a backup passes where both are accepted."""
+        accepted = ("--accept", "*: owner: *", "--accept", "acl *")
+        with place() as here, role() as owner:
+            tables = "CREATE TABLE kept (); GRANT SELECT ON kept TO PUBLIC"
+            with database(f"{tables}; ALTER TABLE kept OWNER TO {owner}") as source:
+                words = (*LIVE, "--backup-command", f"{DUMP} -O -x")
+                bad = commanded(here, *words, *accepted[:2], source=source)
+                good = commanded(here, *words, *accepted, source=source)
+        says = "expected  acl public.TABLE kept"
+        self.assert_verdict(bad, "failed", says, act="restore")
+        self.assertEqual({*bad.report["accepted"].values()}, {"*: owner: *"})
+        self.assert_verdict(good, "passed", "accepted")
+        self.assertEqual(good.report["accepted"][says], "acl *")
+
+    def test_rows(self) -> None:
+        """Rows that are left out pass both acts; what nothing fits is named."""
+        with place() as here:
+            command = f"{DUMP} --exclude-table-data=lost"
+            words = (*LIVE, "--backup-command", command)
+            accepted = ("--accept", "table public.lost: *", "--accept", "none")
+            over = commanded(here, *words, *accepted)
+        self.assert_verdict(over, "passed", "nothing, by none")
+        self.assert_facts(over, unused_accepts=["none"])
+        differences = over.report["accepted"]
+        self.assertEqual({*differences.values()}, {"table public.lost: *"})
+        self.assertIn("expected  table public.lost: 1 rows", differences)
+
+
+# --- Commands that load a backup ------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Loading(Making):
+    """A restore command, what is said of it, and the command that made the backup."""
+
+    backup: str = DUMP
+    accept: tuple[str, ...] = ()
+
+
+OTHERS = "site_everything|backup_drill*"  # of other tests, and large
+UNREAD = "a format of the command's own"
+LOADINGS = (
+    Loading(
+        "database and all",
+        'pg_restore --create --clean --if-exists -d postgres "$BACKUP_FILE"',
+        "custom, ",
+        "passed",
+        f"{DUMP} -F c",
+    ),
+    Loading(
+        "a whole server",
+        'psql -q -d postgres -f "$BACKUP_FILE"',
+        UNREAD,
+        "passed",
+        f"{DUMP_ALL} --exclude-database '{OTHERS}' > \"$BACKUP_FILE\"",
+    ),
+    Loading(
+        "an encrypted file in a folder",
+        'tail -c +9 "$BACKUP_FILE/sql" | psql -q -d "$DATABASE_URL"',
+        UNREAD,
+        "passed",
+        'mkdir "$BACKUP_FILE"; { printf Salted__; pg_dump; } > "$BACKUP_FILE/sql"',
+    ),
+    Loading(
+        "something is lost",
+        f"{LOAD}; {SPOIL}",
+        "the restored database differs from its source\n"
+        "  expected  index public.kept_id\n"
+        "  expected  sequence public.kept_id_seq: 300\n"
+        "  found     sequence public.kept_id_seq: 7\n"
+        "  expected  table public.kept: 300 rows\n",
+    ),
+    Loading("elsewhere", f"psql -q -c 'CREATE DATABASE x'; {LOAD} -d x", ELSEWHERE),
+    Loading(
+        "the database is dropped",
+        """psql -d postgres -c "DROP DATABASE \\"$PGDATABASE\\"" """,
+        "the restore command left no database site_kept",
+    ),
+    Loading(
+        "a status, and rows",
+        f"{LOAD}; {TELL} >&2; false",
+        f"the restore command exited with 1{QUIETLY}",
+    ),
+    Loading(
+        "nothing, and all is accepted",
+        "true",
+        "no table came back",
+        accept=("--accept", "*"),
+    ),
+    Loading("a group is ended", "sleep 600 & kill 0", "was ended by SIGTERM", "error"),
+)
+
+
+class LoadingTests(Case, table=LOADINGS):
+    """A restore command works on a private server, where it may do what it wants."""
+
+    def judge(self, row: Loading) -> None:
+        """The verdict is right, and the source is as it was."""
+        words = ("--backup-command", row.backup, "--restore-command", row.command)
+        with place() as here:
+            over = commanded(here, "--live", *words, *row.accept)
+            left = query(kept(), "SELECT count(*) FROM kept")
+        self.assert_verdict(over, row.verdict, row.says, act="restore")
+        self.assertTrue(over.was_private)
+        self.assertEqual(left, [(300,)])
+
+
+# --- Commands for a backup that exists ------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Existing(Row):
+    """Arguments about a backup in base64, what is said, the verdict, and the act."""
+
+    arguments: tuple[str, ...]
+    says: str
+    verdict: str = "failed"
+    act: str = "restore"
+
+
+DECRYPT = ("--no-throwaway", "--decrypt")
+RESTORE = 'pg_restore -d "$PGDATABASE" "$BACKUP_FILE"'
+UNPACK = 'base64 -d "$BACKUP_FILE" | pg_restore -d "$PGDATABASE"'
+EXISTING = (
+    Existing(
+        "a key in the environment",
+        (*DECRYPT, 'test "$KEY" = "a key" && base64 -d'),
+        "custom, ",
+        "passed",
+    ),
+    Existing(
+        "decryption fails, and tells",
+        (*DECRYPT, f"echo {SECRET}; echo {SECRET} >&2; false"),
+        f"the decrypt command exited with 1{QUIETLY}",
+        "error",
+        "creation",
+    ),
+    Existing(
+        "decryption cuts",
+        (*DECRYPT, "base64 -d | head -c 3000"),
+        "the backup is damaged",
+        act="validation",
+    ),
+    Existing(
+        "decryption writes nothing",
+        (*DECRYPT, "cat > /dev/null"),
+        "the decrypt command wrote nothing",
+        "error",
+        "creation",
+    ),
+    Existing("to something else", (*DECRYPT, "rev"), "is no", "error", "creation"),
+    Existing("going on", (*DECRYPT, "sleep 600 &"), "still ran", "error", "creation"),
+    Existing(
+        "decrypted, then loaded; some differences are accepted",
+        (
+            *("--decrypt", "base64 -d", "--restore-command", f"{RESTORE}; {SPOIL}"),
+            *("--accept", "table public.kept: *", "--accept", "sequence *"),
+        ),
+        "differs from what its backup says\n  expected  index public.kept_id\n\n",
+    ),
+    Existing(
+        "unread, and loaded from its own path",
+        ("--restore-command", f'test "$BACKUP_FILE" = {{here}}/backup && {UNPACK}'),
+        "the file (its command alone reads it)",
+        "passed",
+    ),
+    Existing("nothing is loaded", ("--restore-command", "true"), "brought back no row"),
+    Existing("a status", ("--restore-command", "false"), "exited with 1", "error"),
+)
+
+
+class ExistingTests(Case, table=EXISTING):
+    """Commands decrypt and load a backup that exists, which is only read."""
+
+    def judge(self, row: Existing) -> None:
+        """The verdict is right, and the file is as it was."""
+        with place() as here:
+            pg_dump(kept(), here.backup, "-F", "c")
+            content = base64.encodebytes(here.backup.read_bytes())
+            here.backup.write_bytes(content)
+            words = ("--backup", str(here.backup), *row.arguments)
+            over = commanded(here, *words, KEY="a key")
+            self.assertEqual(here.backup.read_bytes(), content)
+        self.assert_verdict(over, row.verdict, row.says, act=row.act)
+
+
+# --- What a command is given ----------------------------------------------------------
+
+PASSWORD = f"p@ss w/{SECRET}'\"\\é"
+# What a command may do with what it is given, and what it finds of the drill's files.
+TELLS = """
+env
+env >&2
+python3 -c 'import os; print(repr(os.environ["PGPASSWORD"]), [*os.environ.items()])'
+! grep -rq Krokodil "$(dirname "$BACKUP_FILE")" || exit 5
+exit 3
+"""
+# Notes the variables, and what the database is to which the project's code connects.
+NOTE = """
+env > '{here}/given'
+"$MANAGE" shell -c "
+from django.db import connection
+cursor = connection.cursor()
+cursor.execute('SELECT current_database(), count(*) FROM pg_class')
+print(cursor.fetchone())" > '{here}/asked' 2>&1;
+"""
+
+
+class EnvironmentTests(Case):
+    """A command is told of one database, in all ways, and of no other."""
+
+    def test_password(self) -> None:
+        """A command that tells all that it was given does not make the drill tell."""
+        with place() as here:
+            words = (*LIVE, "--verbose", "--backup-command", TELLS)
+            how = {"DATABASE_URL": url(small()), "PGPASSWORD": PASSWORD}
+            over = drilled(here, *words, settings="aidscope.settings", **how)
+        says = ("the backup command says:", "exited with 3", "PGPASSWORD=[REDACTED]")
+        self.assert_verdict(over, "failed", *says, ":[REDACTED]@", act="creation")
+
+    def test_backup(self) -> None:
+        """In a rehearsal it is told of the scratch source, in the project's folder."""
+        how = {"DATABASE_URL": url(small()), "PGDATABASE": "x"}
+        with place() as here:
+            words = ("-k", "creation", "--backup-command", NOTE + DUMP)
+            over = commanded(here, *words, settings="aidscope.settings", **how)
+            given, asked = noted(here)
+        self.assert_verdict(over, "passed")
+        name = given["PGDATABASE"]
+        self.assertRegex(name, r"\Abackup_drill_[0-9a-f]{16}_source\Z")
+        self.assertIn(f"({name!r}, ", asked)
+        self.assertRegex(given["DATABASE_URL"], f"^postgresql://postgres:?@/{name}[?]")
+        self.assertEqual(given["PGHOST"], str(here.home.data))
+        self.assertEqual(given["PWD"], str(ROOT))
+
+    def test_restore(self) -> None:
+        """It gets no word of the server of the settings."""
+        how = {"PGAPPNAME": "told", "PGSSLMODE": "prefer", "PGPASSWORD": PASSWORD}
+        with place() as here:
+            words = ("--live", "--backup-command", DUMP, "--restore-command")
+            over = commanded(here, *words, NOTE + LOAD, **how)
+            given, asked = noted(here)
+        self.assert_verdict(over, "passed")
+        words = {name for name in given if name.startswith("PG")}
+        names = {"PGHOST", "PGPORT", "PGUSER", "PGDATABASE", "PGOPTIONS"}
+        self.assertEqual(words, names)
+        self.assertEqual(Path(given["PGHOST"]).parent, Path(given["MANAGE"]).parent)
+        self.assertNotIn(SECRET, str(given))
+        self.assertIn(f"({kept()!r}, ", asked)
+
+
+def noted(here: Place) -> tuple[dict[str, str], str]:
+    """The variables that a command has noted, and the answer of the project's code."""
+    lines = (here.folder / "given").read_text().splitlines()
+    given = dict(line.split("=", 1) for line in lines if "=" in line)
+    return given, (here.folder / "asked").read_text()
+
+
+# --- Checks ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Check(Row):
+    """A check, and a pattern of the verdict on it."""
+
+    sql: str
+    verdict: str
+
+
+CHECKS = (
+    Check("true", "SELECT count(*) = 300 FROM kept", "passed"),
+    Check("true, with a comment", "SELECT true -- so", "passed"),
+    Check("false", "SELECT false", "not true"),
+    Check("NULL", "SELECT max(id) > 5 FROM kept WHERE false", "not true"),
+    Check("no row", "SELECT true WHERE false", "not true"),
+    Check("two rows", "VALUES (true), (true)", "21000: .*"),
+    Check("two columns", "SELECT true, false", "42601: .*"),
+    Check("true, with its end", "SELECT true;", "passed"),
+    Check("a number", "SELECT 1", "not true"),
+    Check("a row that is no number", "SELECT word::int = 1 FROM kept", "22P02 .*"),
+    Check("no such column", "SELECT nothing FROM kept", "42703: .*"),
+    Check("two statements", "SELECT true; SELECT true", "42601: .*"),
+    Check("a command of psql's", r"\! touch hacked", "42601: .*"),
+    Check("a variable of psql's", "SELECT :'check' <> ''", "42601: .*"),
+    Check("a deletion", "DELETE FROM kept RETURNING true", "42601: .*"),
+    Check("a function that writes", "SELECT public.writes()", "25006: .*"),
+    Check("a value of a sequence", "SELECT nextval('kept_id_seq') > 0", "25006: .*"),
+    Check("a function that raises a row", "SELECT public.raises()", "P0001 .*"),
+)
+FUNCTIONS = """
+CREATE FUNCTION public.writes() RETURNS boolean LANGUAGE plpgsql AS
+$$BEGIN DELETE FROM public.kept; RETURN true; END$$;
+CREATE FUNCTION public.raises() RETURNS boolean LANGUAGE plpgsql AS
+$$BEGIN RAISE '%', (SELECT max(word) FROM public.kept); END$$
+"""
+
+
+@cache
+def checked() -> Ended:
+    """A run with all these checks."""
+    checks = [word for row in CHECKS for word in ("--check", row.sql)]
+    with place() as here, database(f"{KEPT};{FUNCTIONS}") as source:
+        return commanded(here, *LIVE, *checks, source=source)
+
+
+class CheckTests(Case, table=CHECKS):
+    """A check is one boolean, which is true."""
+
+    def judge(self, row: Check) -> None:
+        """The verdict on it is on record, and is told if it is none."""
+        over = checked()
+        says = "a check of the restored database failed"
+        self.assert_verdict(over, "failed", says, act="restore")
+        verdict = over.report["checks"][row.sql]
+        self.assertRegex(verdict, rf"\A{row.verdict}\Z")
+        told = f"\n  {row.sql}: {verdict}\n" in over.said
+        self.assertEqual(told, verdict != "passed")
+        self.assertFalse((ROOT / "hacked").exists())
+
+    def test_no_end(self) -> None:
+        """A check that does not end is an error."""
+        with place() as here:
+            over = commanded(here, *LIMIT, "--check", "SELECT pg_sleep(600) IS NULL")
+        self.assert_verdict(over, "error", "with --timeout", act="restore")
+
+
+# --- Management commands --------------------------------------------------------------
+
+
+class ManageTests(Case):
+    """Management commands work on the restored database, and must succeed."""
+
+    def test_success(self) -> None:
+        """They may write there: the configured database stays as it is."""
+        over = managed("migrate --verbosity 0", "migrate --check")
+        self.assert_verdict(over, "passed")
+        self.assertEqual({*over.report["checks"].values()}, {"passed"})
+        tables = query(small(), "SELECT relname FROM pg_class WHERE relkind = 'r'")
+        self.assertNotIn(("django_migrations",), tables)
+
+    def test_failure(self) -> None:
+        """Each that fails is named with its reason, and hides none that follow."""
+        over = managed("nosuch", "migrate --check", "check")
+        says = "manage.py nosuch: CommandError: Unknown command: 'nosuch'"
+        self.assert_verdict(over, "failed", says, "migrate --check: ", act="restore")
+        passed = [verdict == "passed" for verdict in over.report["checks"].values()]
+        self.assertEqual(passed, [False, False, True])
+
+    def test_no_end(self) -> None:
+        """One that does not end is an error."""
+        sleep = "shell -c 'import time; time.sleep(600)'"
+        over = managed(sleep, arguments=("--timeout", "4"))
+        says = "manage.py shell did not end within 4 s"
+        self.assert_verdict(over, "error", says, act="restore")
+
+
+def managed(*commands: str, arguments: tuple[str, ...] = ()) -> Ended:
+    """A run with these commands, on a project whose settings name a database."""
+    words = [word for command in commands for word in ("--manage", command)]
+    how = {"settings": "aidscope.settings", "DATABASE_URL": url(small())}
+    with place() as here:
+        return commanded(here, *LIVE, *arguments, *words, **how)
+
+
+# --- Told to stop ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Told(Row):
+    """A signal that comes as a command runs, the arguments, and the act."""
+
+    number: signal.Signals
+    arguments: tuple[str, ...]
+    act: str = "creation"
+
+
+STARTS = "echo $$ > '{here}/waiting'; " + STAYS
+WAITS = """shell -c "
+import os, pathlib, time
+pathlib.Path('{here}', 'waiting').write_text(str(os.getpid()))
+time.sleep(600)" """
+TOLD = (
+    Told("SIGINT", signal.SIGINT, (*LIVE, "--backup-command", STARTS)),
+    Told("SIGTERM", signal.SIGTERM, ("--live", "--restore-command", STARTS), "restore"),
+    Told("SIGHUP", signal.SIGHUP, (*LIVE, "--manage", WAITS), "restore"),
+)
+
+
+class ToldTests(Case, table=TOLD):
+    """A signal to the drill ends a command with all its programs."""
+
+    def judge(self, row: Told) -> None:
+        """The signal is named; that nothing runs on is judged by the place."""
+        with place() as here:
+            words = ("--report", str(here.report), *filled(here, row.arguments))
+            with here.started(*words, url=url(small())) as process:
+                here.await_stand_in(process)
+                process.send_signal(row.number)
+                over = here.ended(process, PROMPTLY)
+        says = f"interrupted ({row.number.name})"
+        self.assert_verdict(over, "error", says, act=row.act)
+
+
+# --- Arguments that are refused -------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Refused(Row):
+    """Arguments that make no sense, and what is said."""
+
+    arguments: tuple[str, ...]
+    says: str
+
+
+REFUSED = (
+    Refused(
+        "a backup command for what exists",
+        ("--backup", "x", "--backup-command", "true"),
+        "--backup-command: the --backup exists",
+    ),
+    Refused(
+        "a restore command on the server of the settings",
+        ("--restore-command", "true", "--no-throwaway"),
+        "--restore-command works on a private server alone",
+    ),
+    Refused("nothing to decrypt", ("--decrypt", "true"), "are about a --backup"),
+    # As where a variable of a workflow's is not set:
+    Refused("none", ("--backup-command", "", "--restore-command", ""), "-command"),
+    Refused("a quote that nothing closes", (*LIVE, "--manage", "'"), "--manage"),
+    Refused("no check", (*LIVE, "--check", " "), "--check: it is empty"),
+)
+
+
+class RefusedTests(Case, table=REFUSED):
+    """Commands that make no sense end the run with status 1 and a sentence."""
+
+    def judge(self, row: Refused) -> None:
+        """The option is named, and the fault is not taken for the drill's own."""
+        with place() as here:
+            over = commanded(here, *row.arguments)
+        self.assertEqual(over.status, 1, over.said)
+        self.assert_said(over, row.says)
+        self.assertNotIn("a fault of the drill's own", over.said)
