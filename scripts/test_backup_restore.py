@@ -666,7 +666,7 @@ HINTS = {
     ":get_collation|:report_newloc": "install the locale where the server runs",
     "42809:createdb": "install the locale where the server runs",
     ":find_option|:assignable_cus": "its pg_dump is newer: use a newer server",
-    "^0A000|^22023": "use a server like the source's, with its roles",
+    "^0A000|^22023|:CreateExtension": "use a server like the source's, with its roles",
     "^42501|permission denied": "use a role with more rights, or --throwaway",
     "must be ": "use a role with more rights, or --throwaway",
     "unsupported version": "install the version of PostgreSQL that wrote it",
@@ -2433,7 +2433,8 @@ def ends_well(path: Path) -> bool:
     with path.open("rb") as file:
         file.seek(end)
         rest = file.read(LONGEST)
-    return len(rest) >= 1024 and not rest.strip(b"\0")
+    # Old versions of pg_dump write one block of zeros, others two.
+    return len(rest) >= 512 and not rest.strip(b"\0")
 
 
 def said_by(reading: Reading, roots: Words) -> set[str]:

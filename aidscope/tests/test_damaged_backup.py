@@ -214,6 +214,14 @@ class PlainFileTests(DamagedFileCase, table=PLAIN_FILES):
 class ArchiveTests(DamagedFileCase, table=ARCHIVES):
     """A custom archive or a tar that is damaged."""
 
+    def test_old_tar(self) -> None:
+        """A tar that ends with one block of zeros, as old versions write, is whole."""
+        with place() as here:
+            path = copied("tar", here.backup)
+            os.truncate(path, path.stat().st_size - 512)
+            over = drilled(here, "--backup", str(path), "--no-throwaway")
+        self.assert_verdict(over, "passed")
+
 
 class DirectoryTests(DamagedFileCase, table=DIRECTORIES):
     """A directory of which a file is damaged."""
