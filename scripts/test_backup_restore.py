@@ -3735,7 +3735,7 @@ class Evidence:
             for name, act in self.facts["acts"].items()
         ]
         tables = table_of(("act", "verdict", "seconds"), acts)
-        tables += table_of(("fact", ""), lines)
+        tables += table_of(("fact", "found"), lines)
         return f"### Backup drill\n\n**{headline}**\n\n{why}{tables}"
 
     def lines(self) -> list[tuple[str, str]]:
