@@ -2038,7 +2038,7 @@ print(total.hexdigest())
 @contextmanager
 def hashing(path: Path, run: Run) -> Iterator[Program]:
     """A program that prints the SHA-256 of a backup."""
-    command = (sys.executable, "-c", HASH)
+    command = (sys.executable, "-IS", "-c", HASH)
     with (
         run.file_with("\0".join(map(str, members_of(path)))) as names,
         run.started(*command, name="SHA-256", stdin=names) as program,

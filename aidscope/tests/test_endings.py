@@ -463,7 +463,7 @@ class FrozenServerTests(Case):
             family = [postmaster, *children_of(postmaster)]
             self.assertGreater(len(family), 1)
             for member in family:
-                os.kill(member, signal.SIGSTOP)
+                kill(member, signal.SIGSTOP)
             process.kill()
             here.ended(process)
             left = here.leftovers(BOUND)

@@ -81,6 +81,7 @@ class Making(Row):
     command: str
     says: str
     verdict: str = "failed"
+    arguments: tuple[str, ...] = LIVE
 
 
 EXITS = (
@@ -105,8 +106,9 @@ EXITS = (
     Making("in the background", f"{DUMP} & sleep 600 & exit 0", "still ran"),
     Making("an orphan", f"{DUMP}; (nohup sleep 600 > /dev/null 2>&1 &)", "still ran"),
     Making("in a group of its own", "timeout 600 sleep 600 &", NOTHING),
-    Making("no end", STAYS, "did not end within 1.5 s\n  allow more", "error"),
-    Making("no end but a limit", "timeout 600 sleep 600", "did not end", "error"),
+    Making("no end", STAYS, "did not end within 1.5 s\n  allow more", "error", LIMIT),
+    Making("stopped with its guard", "kill -s STOP 0", "did not end", "error", LIMIT),
+    Making("a limit of its own", "timeout 99 sleep 99", "did not end", "error", LIMIT),
     Making("its folder is removed", 'rm -rf "${BACKUP_FILE%/*}"', NOTHING),
     Making("all", f'{DUMP_ALL} > "$BACKUP_FILE"', "by pg_dumpall", "error"),
     Making(
@@ -139,7 +141,7 @@ class MakingCase(Case):
     def judge(self, row: Making) -> None:
         """The verdict and the words are right, and no act after that is run."""
         with place() as here:
-            over = commanded(here, *LIMIT, "--backup-command", row.command)
+            over = commanded(here, *row.arguments, "--backup-command", row.command)
         self.assert_verdict(over, row.verdict, row.says, act=self.act)
         self.assert_facts(over, verdict=row.verdict, scratch_dropped=True)
         self.assertEqual(over.acts["restore"], "not run")
@@ -270,21 +272,21 @@ LOADINGS = (
         'pg_restore --create --clean --if-exists -d postgres "$BACKUP_FILE"',
         "custom, ",
         "passed",
-        f"{DUMP} -F c",
+        backup=f"{DUMP} -F c",
     ),
     Loading(
         "a whole server",
         'psql -q -d postgres -f "$BACKUP_FILE"',
         UNREAD,
         "passed",
-        f"{DUMP_ALL} --exclude-database '{OTHERS}' > \"$BACKUP_FILE\"",
+        backup=f"{DUMP_ALL} --exclude-database '{OTHERS}' > \"$BACKUP_FILE\"",
     ),
     Loading(
         "an encrypted file in a folder",
         'tail -c +9 "$BACKUP_FILE/sql" | psql -q -d "$DATABASE_URL"',
         UNREAD,
         "passed",
-        'mkdir "$BACKUP_FILE"; { printf Salted__; pg_dump; } > "$BACKUP_FILE/sql"',
+        backup='mkdir "$BACKUP_FILE"; { printf Salted__; pg_dump; } > "$BACKUP_FILE/sql"',
     ),
     Loading(
         "something is lost",

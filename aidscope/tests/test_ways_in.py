@@ -56,8 +56,9 @@ import sys
 import unittest
 
 sys.modules |= {"django": None, "aidscope": None}
+before = signal.getsignal(signal.SIGINT)
 over = unittest.main(module=None, exit=False)
-if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+if signal.getsignal(signal.SIGINT) is not before:
     raise SystemExit("the tests that follow are deaf to Ctrl-C")
 raise SystemExit(not over.result.wasSuccessful())
 """
