@@ -74,7 +74,7 @@ from contextlib import (
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import pairwise
 from os import environ
 from pathlib import Path
@@ -1444,8 +1444,6 @@ def require_differences_seen(restored: Database, found: Contents) -> None:
 # in constant memory; no row is taken for a statement, no statement for a row.
 
 LONGEST = 2**20  # bytes of a line that are read at once: a row may have 200 MB
-DASH = ord("-")
-LINE_FEED = ord("\n")
 END_OF_DATA = b"\\.\n"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # which psql skips
 BEHIND = "behind the end"  # the kind of what stands behind a footer
@@ -1533,7 +1531,7 @@ class Reading:
     """What a backup says of itself, and what is wrong with it."""
 
     def __init__(self, file: File) -> None:
-        self.file = file
+        self.file = io.BufferedReader(file, LONGEST)
         self.line = 0  # the number of the one that was read last
         self.codec = "utf-8"
         self.entry = Entry("", 1)
@@ -1675,22 +1673,41 @@ class Reading:
             self.problems.append(f"{table}: its data are there twice")
         self.filled.add(self.entry.line)
         rows = 0
-        begins = True
-        for piece in iter(partial(self.file.readline, LONGEST), b""):
-            if begins and piece == END_OF_DATA:
+        before = statement
+        for piece in iter(self.rows_ahead, b""):
+            if piece == END_OF_DATA and before.endswith(b"\n"):
                 break
-            swallowed = piece[0] == DASH and ENTRY.match(piece)
-            if swallowed and swallowed[2] == b"TABLE DATA":
-                name, _, schema, _ = map(self.text, swallowed.groups())
-                self.swallowed.add(full_name(schema, name))
-            if b"\0" in piece:
-                self.has_zeros = True
-            begins = piece[-1] == LINE_FEED
-            rows += begins
+            self.take_rows(piece)
+            rows += piece.count(b"\n")
+            before = piece
         else:
             self.problems.append(f"{table}: its COPY block has no end")
         self.rows[table] += rows
         self.line += rows + 1
+
+    def rows_ahead(self) -> bytes:
+        """The rows that are in memory; else a line, or a part of a long one.
+
+        Most rows are read by the thousand, as each line costs its time.
+        """
+        ahead = self.file.peek()
+        last = ahead.find(b"\n" + END_OF_DATA)
+        if last < 0:
+            last = ahead.rfind(b"\n")
+        if last < 0 or ahead.startswith(END_OF_DATA):
+            return self.file.readline(LONGEST)
+        return self.file.read(last + 1)
+
+    def take_rows(self, rows: bytes) -> None:
+        """Note what no row of a whole block has."""
+        if b"\0" in rows:
+            self.has_zeros = True
+        if b"; Type: TABLE DATA; " in rows:
+            entries = filter(None, map(ENTRY.match, rows.split(b"\n")))
+            for entry in entries:
+                name, kind, schema, _ = map(self.text, entry.groups())
+                if kind == "TABLE DATA":
+                    self.swallowed.add(full_name(schema, name))
 
     def take_sequence(self, statement: bytes) -> None:
         """Note the value of a sequence."""
@@ -2386,7 +2403,7 @@ def read_whole(backup: Backup, server: Database) -> tuple[Reading, Lines]:
         return Reading(io.BytesIO()), problems
     with backup.reader(server.run, server.programs) as program:
         with program.limited():
-            reading = Reading(io.BufferedReader(program.popen.stdout, LONGEST))
+            reading = Reading(program.popen.stdout)
         problems = problems_of(program) + reading.problems
     if reading.is_garbled:
         return reading, reading.problems
