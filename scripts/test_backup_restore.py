@@ -82,7 +82,7 @@ from signal import SIG_IGN
 from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
 from threading import Event, Thread, Timer
 from time import monotonic
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 from urllib.parse import quote, urlencode
 
 __unittest = True  # unittest then shows our sentences without our frames
@@ -689,7 +689,7 @@ HINTS = {
         " on a server with the locale of the source"
     ),
     "^(42|3F000|55000)": "use the version of PostgreSQL that wrote it",
-    "No such file or directory: '[a-z0-9]+'": "install it: zstd, xz-utils, ...",
+    "No such file or directory: '[a-z0-9]+'": "install it (zstd, xz-utils, ...), or add its folder to PATH",
     "shared librar": "install the program once more: it lacks a library",
     "^25006": "the server is a standby, or read-only: use --throwaway",
     "^(08|40|55006|55P03|57|58|XX)": "run again; the server's log may tell more",
@@ -3055,7 +3055,7 @@ def log_words(name: str, said: str, run: Run) -> None:
         log.info("%s says:\n%s", name, indented(lines[-100:], most=100))
 
 
-def answer(verb: str, *words: str) -> None:
+def answer(verb: str, *words: str) -> NoReturn:
     """Print what `answer_of` asks for, or a fault of the project's; exit."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the project prints is no answer
@@ -3071,7 +3071,7 @@ def answer(verb: str, *words: str) -> None:
                 raise
         end(0)
 
-    def end(status: int) -> None:
+    def end(status: int) -> NoReturn:
         answers.flush()
         sys.stderr.flush()
         os._exit(status)  # a thread of the project's may have no end
@@ -3087,10 +3087,7 @@ def answer(verb: str, *words: str) -> None:
 
 
 def run_in_project(work: Callable[[], None], *arguments: str) -> None:
-    """Do the work as the project's manage.py does that of Django's commands.
-
-    A manage.py takes the work for Django's own.
-    """
+    """Do the work in the place of Django's commands, as manage.py calls them."""
     from django.core import management
 
     management.execute_from_command_line = work
