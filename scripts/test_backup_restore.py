@@ -689,7 +689,9 @@ HINTS = {
         " on a server with the locale of the source"
     ),
     "^(42|3F000|55000)": "use the version of PostgreSQL that wrote it",
-    "No such file or directory: '[a-z0-9]+'": "install it (zstd, xz-utils, ...), or add its folder to PATH",
+    "No such file or directory: '[a-z0-9]+'": (
+        "install it (zstd, xz-utils, ...), or add its folder to PATH"
+    ),
     "shared librar": "install the program once more: it lacks a library",
     "^25006": "the server is a standby, or read-only: use --throwaway",
     "^(08|40|55006|55P03|57|58|XX)": "run again; the server's log may tell more",
