@@ -259,7 +259,7 @@ class Drill:
         restored = database_for(backup, server)
         reference = None
         if backup.source:
-            reference = reference_of(restored)
+            reference = made_database(server, "reference", restored)
         if self.options.restore_command:
             seconds = load_by_command(backup, restored, reference, self.project)
         else:
@@ -2570,13 +2570,6 @@ BEGIN READ ONLY;
 SELECT format(E'SELECT to_json((%s\n))', :'check') \gexec
 """
 PASSED = "passed"
-# What follows may hold a :name of its own.
-CREATE_REFERENCE = r"""
-CREATE DATABASE :"name" TEMPLATE template0 :locale;
-\connect :"name"
-\unset name
-\unset locale
-"""
 # -- Name: tally; Type: MATERIALIZED VIEW DATA; ... needs rows: no reference has
 REFRESH = re.compile(r"(; Type: MATERIALIZED VIEW DATA; .*\n--\n\n)REFRESH .*")
 # What pg_dump writes for the next entry, before the comment of that.
@@ -2633,8 +2626,7 @@ def load_backup(
         restored.ask("DROP SCHEMA public;")
     beside = nullcontext()
     if reference:
-        contents = backup.source.contents
-        beside = loading_reference(restored, reference, contents)
+        beside = loading_reference(reference, backup.source.contents)
     with (
         step("load the backup"),
         loading(backup, reading, restored) as load,
@@ -2710,20 +2702,10 @@ def protection(reading: Reading, restored: Database) -> Lines:
     return ["-c", f"\\restrict {os.urandom(16).hex()}"]
 
 
-def reference_of(restored: Database) -> Database:
-    """The reference, which is made only as it is loaded."""
-    return replace(restored, name=f"{restored.run.folder.name}_reference")
-
-
-def loading_reference(
-    restored: Database,
-    reference: Database,
-    contents: Contents,
-) -> Context:
-    """psql, which makes the reference, beside the load, with these definitions."""
+def loading_reference(reference: Database, contents: Contents) -> Context:
+    """psql, which makes the source's definitions."""
     # Not in one transaction: two with 1,000 tables exhaust the table of locks.
-    script = CREATE_REFERENCE + REFRESH.sub(r"\1", contents.script)
-    return restored.psql(script, name=reference.name, locale=reference.locale)
+    return reference.psql(REFRESH.sub(r"\1", contents.script))
 
 
 def load_by_command(
@@ -2747,8 +2729,7 @@ def load_by_command(
         fact = f"the restore command left no database {restored.name}"
         raise BackupIsBad(fact)
     if reference:
-        contents = backup.source.contents
-        output_of(loading_reference(restored, reference, contents))
+        output_of(loading_reference(reference, backup.source.contents))
     return seconds
 
 

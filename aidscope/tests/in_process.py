@@ -131,7 +131,7 @@ def made() -> Made:
     backup = drill.written_backup(replace(server(), name=everything()))
     reading, _ = drill.validated_reading(backup, server())
     restored = drill.made_database(server(), "restored", backup)
-    reference = drill.reference_of(restored)
+    reference = drill.made_database(server(), "reference", restored)
     drill.load_backup(backup, reading, restored, reference)
     script = definitions_of(reference)
     expected = replace(backup.source.contents, script=script)
