@@ -275,6 +275,7 @@ class Drill:
         self.facts["pending_migrations"] = re.findall(r"(?m)^\[ \] +(\S+)", plan)
         if source:
             fact = "the restored database differs from its source"
+            # Both were written once more after a restore, as PostgreSQL does.
             expected = replace(source.contents, script=script)
         else:
             fact = "the restored database differs from what its backup says"
@@ -546,7 +547,7 @@ class Program:
 
     @contextmanager
     def limited(self) -> Iterator[None]:
-        """Kill it if its time is over before the block is; `wait` tells."""
+        """Kill it if its time is over before the block is; then `wait` raises."""
         left = self.began + self.seconds - monotonic()
         timer = Timer(max(0, left), self.popen.kill)
         timer.daemon = True  # no signal must have to wait for it
@@ -808,7 +809,8 @@ SETTINGS = """
  -c standard_conforming_strings=on -c client_connection_check_interval=500
 """
 SCRATCH_NAME = f"^{MARK}[0-9a-f]{{16}}_(source|reference|restored)$"
-# Each run holds a lock, by the number in the names of its databases.
+# Each run holds a lock, by the number in the names of its databases: where nobody
+# holds it, the run is over.
 DROPPABLE = """
 SELECT datname
   FROM pg_database
@@ -2309,7 +2311,8 @@ def require_sql(
         fact = f"{path} is a dump of a whole server, by pg_dumpall"
         raise NotReadable(fact, "dump each database by pg_dump")
     is_damaged = announced.is_garbled or not beginning.strip(b"\0")
-    if len(announced.entries) == 2 and not is_damaged:  # the reader's own
+    # The reader itself begins an entry before the first line and behind the last.
+    if len(announced.entries) == 2 and not is_damaged:
         shown = re.match(SHOWN, beginning)[0].decode()
         fact = f"{path} is no backup of pg_dump's"
         raise NotReadable(fact, shown, "name the backup")
@@ -2547,8 +2550,9 @@ def require_damage_seen(backup: Backup, server: Database) -> None:
 
 # --- The restored database, and what is expected of it -----------------------
 # In: a backup and what it says. Out: what came back, and what should have.
-# Promised: psql loads the backup in one transaction, but with --jobs; an error is a failure only
-# where the content of the backup alone can have caused it.
+# Promised: psql loads the backup in one transaction (with --jobs, pg_restore in
+# many); an error is a failure only where the content of the backup alone can have
+# caused it.
 
 # Superusers: only such a role owns an event trigger. With LOGIN, as a restore
 # command may connect as one of them.
@@ -2726,8 +2730,7 @@ def load_by_command(
     seconds = monotonic() - began
     server = replace(restored, name="postgres")
     if server.ask(EXISTS, name=restored.name) == [0]:
-        fact = f"the restore command left no database {restored.name}"
-        raise BackupIsBad(fact)
+        raise failed(f"the restore command left no database {restored.name}")
     if reference:
         output_of(loading_reference(reference, backup.source.contents))
     return seconds
@@ -3114,7 +3117,7 @@ def described(error: BaseException | None, with_words: bool) -> str:
         is_plain = isinstance(error, ImportError | SyntaxError | KeyError)
         # ImproperlyConfigured of Django's own names settings, not their values.
         raised_in = "".join(places[-1:])
-        is_django = re.search(r"[/\\]django[/\\]", raised_in)
+        is_django = re.search(r"[/\\](site|dist)-packages[/\\]django[/\\]", raised_in)
         if with_words or is_plain or is_django:
             line += f": {error}".partition("\n")[0]
         own = [each for each in frames if not re.search(INSTALLED, each.filename)]
@@ -3238,7 +3241,8 @@ def run_on_scratch_database(
 
 # --- A team's own commands ---------------------------------------------------
 # In: a command, and the database that it is given. Out: a file or a database,
-# or a verdict. Promised: it is told of no other database; it runs under a guard
+# or a verdict. Promised: PG*, DATABASE_URL and MANAGE name no other database; a
+# restore command has a private server (see `contradiction`); it runs under a guard
 # of its own; what it prints is shown with --verbose alone.
 
 # Variables of libpq's that are not named for their word, as PGSSLMODE is.

@@ -399,7 +399,7 @@ USES = (
         (*LIVE, "--database", "second"),
         {"database": "second", "tables": ARCHIVE_TABLES, **MIGRATED},
     ),
-    Use(  # FAULT 7
+    Use(
         "a rehearsal of another alias",
         "settings",
         ("--database", "second"),
@@ -538,7 +538,7 @@ DATABASES = {"default": {"ENGINE": ENGINE, **words}}
         {"PGUSER": "drill_missing", "PGHOST": "/nowhere", "PGDATABASE": "nowhere"},
         (*LIVE, *CREATION),
     ),
-    Connection(  # FAULT 10
+    Connection(
         "a service in a file of the project's",
         ONE + "'OPTIONS': {'service': 'drill'}}}",
         {"PGSERVICEFILE": "service"},
@@ -619,7 +619,7 @@ class Fault(Row):
 
 NO_DATABASE = "from market.settings import *\nDATABASES = {}\n"
 FAULTS = (
-    Fault(  # FAULT 11
+    Fault(
         "that leave Python",
         "raise SystemExit('Krokodil')",
         ("the settings: the project fails",),
@@ -628,6 +628,11 @@ FAULTS = (
         "that fail",
         "\nraise RuntimeError('Krokodil')",
         ("RuntimeError (in ", "that_fail.py, line 2)"),
+    ),
+    Fault(
+        "that fail in a folder called as Django's own",
+        "exec(compile('raise ValueError(\"Krokodil\")', '/srv/django/x.py', 'exec'))",
+        ("ValueError (in /srv/django/x.py, line 1)",),
     ),
     Fault(
         "that lack a variable",
@@ -674,7 +679,7 @@ FAULTS = (
         "from market.settings import *\nDATABASES['default'] = DATABASES['third']\n",
         ("not PostgreSQL but sqlite", "--throwaway", "--database"),
     ),
-    Fault(  # FAULT 8
+    Fault(
         "for MySQL, whose driver is not there",
         "from market.settings import *\n"
         "DATABASES['default']['ENGINE'] = 'django.db.backends.mysql'\n",
@@ -743,7 +748,7 @@ FAULTS = (
         ),
         act="creation",
     ),
-    Fault(  # FAULT 9
+    Fault(
         "with a migration that needs more rights",
         "from market.settings import *\n"
         "MIGRATION_MODULES = {'shop': 'shop.extending'}\n"

@@ -471,7 +471,7 @@ MISSING = (
         "3F000",
         "",
     ),
-    Healthy(  # FAULT 2
+    Healthy(
         "a library",
         added(
             "CREATE FUNCTION public.f() RETURNS int LANGUAGE c"
@@ -579,7 +579,7 @@ class MissingTests(HealthyCase, table=MISSING):
             judged(here, OTHER_LOCALE)
             words = ("--backup", str(here.backup), "--no-throwaway", "--strict")
             over = drilled(here, *words)
-        # FAULT 4
+
         self.assert_verdict(over, "error", "xx_XX", "install the locale", act="restore")
 
 
@@ -1188,7 +1188,7 @@ class ServerTests(Case):
             refused = drilled(there, "--live", "--no-throwaway")
             passed = drilled(there, "--live", "--strict")
         self.assert_verdict(refused, "error", "the server is a standby", "--throwaway")
-        self.assert_verdict(passed, "passed", "public.hasty")  # FAULT 5
+        self.assert_verdict(passed, "passed", "public.hasty")
         self.assert_facts(passed, rows=3, tables=1)  # none of the unlogged table
 
     def test_no_temporary_folder(self) -> None:
