@@ -287,7 +287,7 @@ class Drill:
         if not expected.definitions & found.definitions:
             fact += f"\n  {ELSEWHERE}"
         refuse(fact, apart)
-        if not counts_of(found)["tables"]:  # whatever was accepted
+        if not rows_of_tables(found):  # whatever was accepted
             raise BackupIsBad("no table came back")
         self.facts.update(counts_of(expected))
         with step("make differences, and see them"):
@@ -1602,7 +1602,7 @@ class Reading:
         what, _ = TELLING[match.lastindex - 1]
         value = match[match.lastindex]
         # Behind CR LF, nothing is as it was.
-        if what != "large" and not self.counted["CR LF"]:
+        if what != "large" and not self.noted["CR LF"]:
             self.note(what, self.text(value))
             self.read_on(what, value, line, before)
 
@@ -1965,7 +1965,7 @@ def new_backup(source: Database, project: "Project") -> "Backup":
         backup = commanded_backup(source, project)
     else:
         backup = written_backup(source)
-    if not counts_of(backup.source.contents)["tables"]:
+    if not rows_of_tables(backup.source.contents):
         raise NotJudged(f'database "{source.name}" has no table to lose')
     return backup
 
@@ -1992,7 +1992,7 @@ def written_backup(source: Database) -> "Backup":
         size = size_of(path)
         if run.options.rehearsal and size <= 1024:  # the sample alone has more
             raise BackupIsBad(f"pg_dump ended well but wrote only {size} bytes")
-        sha256 = output_of(hashing(path, run)).strip()
+        sha256 = output_of(hashing(path, run))
         found = contents()
     after = source.ask(f"{PINNED}{RELATION}{SEQUENCES}")  # which no snapshot covers
     moved = frozenset(state[1] for state in before if state not in after)
@@ -2031,7 +2031,7 @@ def commanded_backup(source: Database, project: "Project") -> "Backup":
     backup = adopted_backup(path, run)
     return replace(
         backup,
-        sha256=backup.sha256 or output_of(hashing(path, run)).strip(),
+        sha256=backup.sha256 or output_of(hashing(path, run)),
         source=Source(source, contents, seconds),
         locale=source.locale,
         encoding=source.encoding,
@@ -2052,7 +2052,7 @@ for name in filter(None, sys.stdin.buffer.read().split(b"\0")):
     with open(name, "rb") as file:
         for piece in iter(lambda: file.read(2**20), b""):
             total.update(piece)
-print(total.hexdigest())
+print(total.hexdigest(), end="")
 """
 
 
@@ -2381,7 +2381,7 @@ def validated_reading(backup: Backup, server: Database) -> tuple[Reading, str]:
         else:
             reading, problems = read_whole(backup, server)
         hasher.wait()
-        sha256 = hasher.written().strip()
+        sha256 = hasher.written()
     if size_of(backup.path) == 0:
         problems = ["it is empty"]
     if backup.sha256:
@@ -2805,7 +2805,7 @@ def expected_of_existing(
     found: Contents,
 ) -> Contents:
     """What a backup says of itself; all else is expected as it was found."""
-    if backup.format == UNREAD and not counts_of(found)["rows"]:
+    if backup.format == UNREAD and not any(rows_of_tables(found).values()):
         raise BackupIsBad("the restore command brought back no row")
     # SQL behind the end may have changed all.
     if backup.format == UNREAD or reading.has_sql_behind:
@@ -3808,21 +3808,26 @@ def table_of(head: Command, rows: Iterable[Command]) -> str:
     return f"{text}\n"
 
 
-def counts_of(contents: Contents) -> dict[str, Any]:
-    """How much a database holds, of what."""
+def rows_of_tables(contents: Contents) -> dict[str, int]:
+    """How many rows each table has."""
     # table public.film: 1000 rows
     tables = matches(r"table (.*): (\d+) rows", contents.facts)
-    rows_of_tables = {match[1]: int(match[2]) for match in tables}
+    return {name: int(rows) for name, rows in sorted(map(re.Match.groups, tables))}
+
+
+def counts_of(contents: Contents) -> dict[str, Any]:
+    """How much a database holds, of what."""
+    rows = rows_of_tables(contents)
     # sequence public.film_id_seq: 1000, not called yet
     sequences = matches(r"sequence .*: -?\d+(, .*)?", contents.facts)
     large_objects = matches(r"large objects: (\d+) rows", contents.facts)
     # view public.film_list: SQL with hash 0123456789abcdef
     objects = matches(r".*: SQL with hash \w+", contents.definitions)
     return {
-        "tables": len(tables),
-        "rows": sum(rows_of_tables.values()),
+        "tables": len(rows),
+        "rows": sum(rows.values()),
         "objects": len(objects),
-        "rows_of_tables": rows_of_tables,
+        "rows_of_tables": rows,
         "sequences": len(sequences),
         "large_objects": sum(int(match[1]) for match in large_objects),
     }
@@ -3831,7 +3836,7 @@ def counts_of(contents: Contents) -> dict[str, Any]:
 def matches(pattern: str, lines: Iterable[str]) -> list[re.Match[str]]:
     """How the lines match that do; a name in them may hold a line feed."""
     whole = re.compile(pattern, re.DOTALL)
-    found = map(whole.fullmatch, sorted(lines))
+    found = map(whole.fullmatch, lines)
     return list(filter(None, found))
 
 

@@ -395,11 +395,18 @@ def pg_dump(database: str, path: Path, *arguments: str) -> Path:
     return path
 
 
+def lasting(name: str, sql: str = "") -> str:
+    """A database of this name, made by the SQL, which stays."""
+    execute("postgres", f"CREATE DATABASE {name} TEMPLATE template0")
+    if sql:
+        execute(name, sql)
+    return name
+
+
 @cache
 def everything() -> str:
     """A database with a rehearsal's tables, and every other kind of object."""
-    name = "site_everything"
-    execute("postgres", f"CREATE DATABASE {name} TEMPLATE template0")
+    name = lasting("site_everything")
     subprocess.run(
         [sys.executable, "manage.py", "migrate", "--verbosity", "0"],
         cwd=ROOT,
@@ -425,10 +432,7 @@ def rows_of_everything() -> dict[str, int]:
 @cache
 def small() -> str:
     """A database with two tables and two large objects."""
-    name = "site_small"
-    execute("postgres", f"CREATE DATABASE {name} TEMPLATE template0")
-    execute(name, SMALL)
-    return name
+    return lasting("site_small", SMALL)
 
 
 # --- Places, and runs of the drill ----------------------------------------------------
@@ -474,18 +478,6 @@ SELECT datname
   FROM pg_database
  WHERE datname ~ '^backup_drill_[0-9a-f]{16}_(source|reference|restored)$'
    AND ('x' || substr(datname, 14, 16))::bit(64)::bigint NOT IN (SELECT key FROM lock)
-"""
-
-
-# It is called with -D and the folder first. Half of a private server's start is saved.
-COPYING_INITDB = """#!/bin/sh
-data=$2
-shift 2
-made="{clusters}/$(echo "$*" | cksum | tr -d ' ')"
-if [ ! -d "$made" ]; then
-    "{real}/initdb" -D "$made.$$" "$@" && mv "$made.$$" "$made"
-fi
-exec cp -a "$made/." "$data"
 """
 
 
@@ -670,19 +662,6 @@ class Place:
         return {id: words for id, words in given.items() if str(self.folder) in words}
 
 
-@cache
-def copying_initdb() -> Path:
-    """An initdb that makes a cluster once for the same words, and then copies it."""
-    clusters = folder() / "clusters"
-    clusters.mkdir()
-    if owner():
-        os.chown(clusters, owner()["user"], owner()["group"])
-    path = folder() / "copying_initdb"
-    path.write_text(COPYING_INITDB.format(real=programs(), clusters=clusters))
-    path.chmod(0o755)
-    return path
-
-
 @contextmanager
 def place(home: Server | None = None) -> Iterator[Place]:
     """A place for drills, where nothing may be left when the block ends."""
@@ -693,8 +672,6 @@ def place(home: Server | None = None) -> Iterator[Place]:
         here.bin.mkdir()
         for program in (*CLIENTS, *SERVER_PROGRAMS):
             (here.bin / program).symlink_to(programs() / program)
-        (here.bin / "initdb").unlink()
-        (here.bin / "initdb").symlink_to(copying_initdb())
         yield here
         left = here.leftovers()
         if left:

@@ -238,7 +238,6 @@ CREATE TABLE public.first AS SELECT 'one' AS word UNION ALL SELECT 'two';
 CREATE TABLE public.second AS SELECT 'three' AS word;
 CREATE TABLE public.third AS SELECT 'four' AS word;
 """
-END = b"\\.\n"
 
 
 def cut_in_rows(content: bytes) -> bytes:

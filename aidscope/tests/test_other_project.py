@@ -25,6 +25,7 @@ from aidscope.tests.support import (
     Row,
     execute,
     folder,
+    lasting,
     pg_dump,
     place,
     server,
@@ -289,7 +290,7 @@ def project() -> Path:
     (root / "scripts").mkdir()
     shutil.copy(SCRIPT, root / "scripts")
     for name in ("lifted", "lifted_second"):
-        execute("postgres", f"CREATE DATABASE {name} TEMPLATE template0")
+        lasting(name)
     django(root, "-c", MIGRATING)
     execute("lifted", "INSERT INTO shop_article (name, kind) VALUES ('by hand', 'new')")
     execute("lifted_second", "INSERT INTO archive_paper (title) VALUES ('by hand')")

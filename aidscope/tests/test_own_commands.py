@@ -19,7 +19,7 @@ from aidscope.tests.support import (
     Place,
     Row,
     database,
-    execute,
+    lasting,
     pg_dump,
     place,
     query,
@@ -53,10 +53,7 @@ QUIETLY = "\n  see what it says: --verbose"
 @cache
 def kept() -> str:
     """A database with a row that holds the secret word; no command changes it."""
-    name = "site_kept"
-    execute("postgres", f"CREATE DATABASE {name} TEMPLATE template0")
-    execute(name, KEPT)
-    return name
+    return lasting("site_kept", KEPT)
 
 
 def commanded(here: Place, *arguments: str, source: str = "", **how: str) -> Ended:
@@ -626,45 +623,3 @@ class ToldTests(Case, table=TOLD):
                 over = here.ended(process, PROMPTLY)
         says = f"interrupted ({row.number.name})"
         self.assert_verdict(over, "error", says, act=row.act)
-
-
-# --- Arguments that are refused -------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Refused(Row):
-    """Arguments that make no sense, and what is said."""
-
-    arguments: tuple[str, ...]
-    says: str
-
-
-REFUSED = (
-    Refused(
-        "a backup command for what exists",
-        ("--backup", "x", "--backup-command", "true"),
-        "--backup-command: the --backup exists",
-    ),
-    Refused(
-        "a restore command on the server of the settings",
-        ("--restore-command", "true", "--no-throwaway"),
-        "--restore-command works on a private server alone",
-    ),
-    Refused("nothing to decrypt", ("--decrypt", "true"), "are about a --backup"),
-    # As where a variable of a workflow's is not set:
-    Refused("none", ("--backup-command", "", "--restore-command", ""), "-command"),
-    Refused("a quote that nothing closes", (*LIVE, "--manage", "'"), "--manage"),
-    Refused("no check", (*LIVE, "--check", " "), "--check: it is empty"),
-)
-
-
-class RefusedTests(Case, table=REFUSED):
-    """Commands that make no sense end the run with status 1 and a sentence."""
-
-    def judge(self, row: Refused) -> None:
-        """The option is named, and the fault is not taken for the drill's own."""
-        with place() as here:
-            over = commanded(here, *row.arguments)
-        self.assertEqual(over.status, 1, over.said)
-        self.assert_said(over, row.says)
-        self.assertNotIn("a fault of the drill's own", over.said)

@@ -76,7 +76,7 @@ CREATE PUBLICATION news FOR TABLE shop.article;
 SELECT lo_from_bytea(4711, 'six bytes')
 """
 FOOTER = b"--\n-- PostgreSQL database dump complete"
-SALE_1, SALE_2 = b"1\t[1,5)\n", b"2\t[7,9)\n"
+SALE_2 = b"2\t[7,9)\n"
 
 
 @cache

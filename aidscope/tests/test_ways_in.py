@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import re
+import shlex
 from dataclasses import dataclass
 
 from aidscope.tests.in_process import drilled
@@ -385,6 +386,21 @@ REFUSED = (
     Refused("an age below zero", "--backup x --max-age=-1h", "--max-age: '-1h'"),
     Refused("an age of no backup", "--max-age 2d", "--max-age are about a --backup"),
     Refused("a restore of letters", "--max-restore x", "argument --max-restore: 'x'"),
+    Refused(
+        "a backup command for what exists",
+        "--backup x --backup-command true",
+        "--backup-command: the --backup exists",
+    ),
+    Refused(
+        "a restore command on the server of the settings",
+        "--restore-command true --no-throwaway",
+        "--restore-command works on a private server alone",
+    ),
+    Refused("nothing to decrypt", "--decrypt true", "are about a --backup"),
+    # As where a variable of a workflow's is not set:
+    Refused("no commands", "--backup-command '' --restore-command ''", "-command"),
+    Refused("a quote that nothing closes", '--live --manage "\'"', "--manage"),
+    Refused("no check", "--live --check ' '", "--check: it is empty"),
     Refused("an abbreviation", "--timeo 5", "unrecognized arguments: --timeo"),
 )
 ON_PYTHON_3_10 = f"""
@@ -404,10 +420,11 @@ class RefusedArgumentsTests(Case, table=REFUSED):
     def judge(self, row: Refused) -> None:
         """The sentence is there, and no test was run."""
         with place() as here:
-            over = drilled(here, *row.arguments.split())
+            over = drilled(here, *shlex.split(row.arguments))
         self.assertEqual(over.status, 1, over.said)
         self.assert_said(over, row.says)
         self.assertNotIn("Ran 3", over.said)
+        self.assertNotIn("a fault of the drill's own", over.said)
 
     def test_environment(self) -> None:
         """Options of the environment are judged like those of the command line."""
