@@ -247,7 +247,7 @@ class HeldUpTests(Case):
         """A PATH that leads to no program but PostgreSQL's keeps nothing from going."""
         with place() as here:
             over = here.run(*LIVE, url=url(small()), PATH=str(here.bin))
-        self.assert_verdict(over, "error", "No such file or directory")
+        self.assert_verdict(over, "passed")
 
 
 # Has pg_dump write the backup to a device that is always full.
