@@ -33,7 +33,22 @@ it could not be judged, and what to do.
 First come the tests; then what a pass rests on: programs, verdicts, databases,
 contents, differences; then how it is done: reading a backup, the source, a
 backup that exists, validation, restore, the project, own commands, servers,
-the evidence, the command line.
+hints, the evidence, the command line. Whoever has one question may begin here:
+
+    what is dropped, and why nothing else       DROPPABLE, DROP
+    what a signal or a kill ends, and how       interruptible, guarded, GUARD
+    how long a program may take                 Program.limited, Program.wait
+    which errors blame the backup               ALWAYS, verdict_on_load
+    how passwords and rows stay unseen          Run.redacted, Report.sentence
+    what of a row is compared                   ROWS
+    why PostgreSQL's rewriting raises no alarm  Drill.compare, read_back
+    how the checks themselves are checked       require_differences_seen
+    what counts as data in a file               Reading.read_on, take_block
+    what is never loaded                        Reading.note, require_loadable
+    what files are taken for                    KNOWN_FORMATS, readable_backup
+    what the project's code can reach           run_on_scratch_database
+    what a team's command is given              command_environment, run_command
+    what a pass does not prove                  not_compared, NEVER_COMPARED
 """
 
 import signal
@@ -345,7 +360,6 @@ WARNING = re.compile(
     r"^(pg_\w+: (?:warning|hint|detail).*|psql:.*?:\d+: \S+:  (?!25)\w{5})",
     re.MULTILINE,
 )
-CLEAR = "\33[K"  # the rest of a terminal's line
 
 
 @contextmanager
@@ -588,31 +602,6 @@ def output_of(starting: Context) -> str:
         return program.written()
 
 
-@contextmanager
-def step(what: str, how_far: Callable[[], str] = lambda: "") -> Iterator[None]:
-    """Report what the block does, how far it is, and how long it took."""
-    began = monotonic()
-    over = Event()
-
-    def show() -> None:
-        while not over.wait(0.5):
-            seconds = round(monotonic() - began)
-            text = f"{what}: {seconds} s {how_far()}"
-            print(f"\r{text}{CLEAR}", end="", file=sys.stderr)
-        print(f"\r{CLEAR}", end="", file=sys.stderr, flush=True)
-
-    showing = Thread(target=show, daemon=True)
-    if sys.stderr.isatty():
-        showing.start()
-    try:
-        yield
-    finally:
-        over.set()
-        if showing.ident:
-            showing.join()
-        log.info("%8.2f s  %s", monotonic() - began, what)
-
-
 # --- Verdicts ----------------------------------------------------------------
 # In: what a program said when it failed. Out: a failure or an error. Promised:
 # a load that fails makes a backup bad by the lists below alone. What a
@@ -649,46 +638,6 @@ MEANINGS = {
     "23503": "a reference to a row that is missing",
     "23505": "a key that is there twice",
     "23514": "a row that a CHECK forbids",
-}
-# What to do about an error, by its code and function, or by its words.
-HINTS = {
-    ":get_role_oid": "use a server with the role, or --throwaway",
-    ":get_tablespace": "use a server with the tablespace, or --throwaway",
-    "^F0000|:parse_ext|:load_ext": "install it where the server runs",
-    ":internal_load_library": "install it where the server runs",
-    ":get_collation|:report_newloc": "install the locale where the server runs",
-    "42809:createdb": "install the locale where the server runs",
-    ":find_option|:assignable_cus": "its pg_dump is newer: use a newer server",
-    "^0A000|^22023|:CreateExtension": "use a server like the source's, with its roles",
-    "^42501|permission denied": "use a role with more rights, or --throwaway",
-    "must be ": "use a role with more rights, or --throwaway",
-    "unsupported version": "install the version of PostgreSQL that wrote it",
-    "build does not support": "use programs that are built with it",
-    "Permission denied": "let the account that runs the drill in there",
-    "^53100|No space left|said nothing": "make room on the disk",
-    "^53300|too many c": "raise max_connections, or wait for others to leave",
-    "^53": "raise the limit of the server, such as max_locks_per_transaction",
-    "^57014|(statement|lock) timeout": "allow more time with --timeout",
-    "authentication failed|no password": "check the user and the password",
-    " refused|not trans|time(d |out e)|unreach": "check host and port",
-    "socket .*No such": "check host and port",
-    '(database|role) ".*" does not': "check the names of database and user",
-    "pg_hba.conf|SSL[ ,]": "check sslmode and its files, and pg_hba.conf",
-    "startup parameter": "let the settings name the server, not its pooler",
-    "Error loading .* module": "install the driver, or name another: --database",
-    "invalid connection option": "take it out of OPTIONS: these programs are older",
-    "^(23505|23514|23P01|42P17)": (
-        "texts may have another order here: use --no-throwaway"
-        " on a server with the locale of the source"
-    ),
-    "^(42|3F000|55000)": "use the version of PostgreSQL that wrote it",
-    "No such file or directory: '[a-z0-9]+'": (
-        "install it (zstd, xz-utils, ...), or add its folder to PATH"
-    ),
-    "shared librar": "install the program once more: it lacks a library",
-    "^25006": "the server is a standby, or read-only: use --throwaway",
-    "^(08|40|55006|55P03|57|58|XX)": "run again; the server's log may tell more",
-    "server closed|terminating conn|is (starting up|shutting)": "run again",
 }
 # psql:<stdin>:25: ERROR:  22P02: invalid input syntax for type integer: "x"
 REPORT = re.compile(r"^psql:.*?:(\d+): \S+:  ([0-9A-Z]{5}): (.*)", re.MULTILINE)
@@ -761,14 +710,6 @@ def report_in(said: str) -> Report | None:
             function = LOCATION.search(said, report.end())[1] or "the server"
             found = Report(int(line), code, message, function)
     return found
-
-
-def hint_for(words: str) -> str:
-    """What to do about an error, where that is known."""
-    for pattern, hint in HINTS.items():
-        if re.search(pattern, words):
-            return hint
-    return ""
 
 
 def refuse(fact: str, sentences: Collection[object]) -> None:
@@ -2255,7 +2196,7 @@ def format_of(path: Path) -> Format:
         return FORMATS["directory"]
     if path.is_dir():
         names = sorted(file.name for file in path.iterdir())
-        some = ", ".join(names[:5])
+        some = ", ".join(names[:5]) or "(it is empty)"
         fact = f"{path} is a folder, but no backup: it has no toc.dat"
         raise NotReadable(fact, f"name one of these: {some}")
     with path.open("rb") as file:
@@ -2287,8 +2228,8 @@ def require_sql(
         fact = f"{path} is a dump of a whole server, by pg_dumpall"
         raise NotReadable(fact, "dump each database by pg_dump")
     is_damaged = announced.is_garbled or not beginning.strip(b"\0")
-    # The reader itself begins an entry before the first line and behind the last.
-    if len(announced.entries) == 2 and not is_damaged:
+    kinds = {entry.kind for entry in announced.entries} - {"", BEHIND}
+    if not kinds and not is_damaged:
         shown = re.match(SHOWN, beginning)[0].decode()
         fact = f"{path} is no backup of pg_dump's"
         raise NotReadable(fact, shown, "name the backup")
@@ -3511,6 +3452,86 @@ def starting_server(project: Project, major: int) -> Iterator[tuple[Database, Pr
         yield server, program
 
 
+# --- Hints and progress ------------------------------------------------------
+# In: an error, or a step of the drill. Out: what to do, how far it is. Promised:
+# no verdict rests on a hint.
+
+# What to do about an error, by its code and function, or by its words.
+HINTS = {
+    ":get_role_oid": "use a server with the role, or --throwaway",
+    ":get_tablespace": "use a server with the tablespace, or --throwaway",
+    "^F0000|:parse_ext|:load_ext": "install it where the server runs",
+    ":internal_load_library": "install it where the server runs",
+    ":get_collation|:report_newloc": "install the locale where the server runs",
+    "42809:createdb": "install the locale where the server runs",
+    ":find_option|:assignable_cus": "its pg_dump is newer: use a newer server",
+    "^0A000|^22023|:CreateExtension": "use a server like the source's, with its roles",
+    "^42501|permission denied": "use a role with more rights, or --throwaway",
+    "must be ": "use a role with more rights, or --throwaway",
+    "unsupported version": "install the version of PostgreSQL that wrote it",
+    "build does not support": "use programs that are built with it",
+    "Permission denied": "let the account that runs the drill in there",
+    "^53100|No space left|said nothing": "make room on the disk",
+    "^53300|too many c": "raise max_connections, or wait for others to leave",
+    "^53": "raise the limit of the server, such as max_locks_per_transaction",
+    "^57014|(statement|lock) timeout": "allow more time with --timeout",
+    "authentication failed|no password": "check the user and the password",
+    " refused|not trans|time(d |out e)|unreach": "check host and port",
+    "socket .*No such": "check host and port",
+    '(database|role) ".*" does not': "check the names of database and user",
+    "pg_hba.conf|SSL[ ,]": "check sslmode and its files, and pg_hba.conf",
+    "startup parameter": "let the settings name the server, not its pooler",
+    "Error loading .* module": "install the driver, or name another: --database",
+    "invalid connection option": "take it out of OPTIONS: these programs are older",
+    "^(23505|23514|23P01|42P17)": (
+        "texts may have another order here: use --no-throwaway"
+        " on a server with the locale of the source"
+    ),
+    "^(42|3F000|55000)": "use the version of PostgreSQL that wrote it",
+    "No such file or directory: '[a-z0-9]+'": (
+        "install it (zstd, xz-utils, ...), or add its folder to PATH"
+    ),
+    "shared librar": "install the program once more: it lacks a library",
+    "^25006": "the server is a standby, or read-only: use --throwaway",
+    "^(08|40|55006|55P03|57|58|XX)": "run again; the server's log may tell more",
+    "server closed|terminating conn|is (starting up|shutting)": "run again",
+}
+CLEAR = "\33[K"  # the rest of a terminal's line
+
+
+def hint_for(words: str) -> str:
+    """What to do about an error, where that is known."""
+    for pattern, hint in HINTS.items():
+        if re.search(pattern, words):
+            return hint
+    return ""
+
+
+@contextmanager
+def step(what: str, how_far: Callable[[], str] = lambda: "") -> Iterator[None]:
+    """Report what the block does, how far it is, and how long it took."""
+    began = monotonic()
+    over = Event()
+
+    def show() -> None:
+        while not over.wait(0.5):
+            seconds = round(monotonic() - began)
+            text = f"{what}: {seconds} s {how_far()}"
+            print(f"\r{text}{CLEAR}", end="", file=sys.stderr)
+        print(f"\r{CLEAR}", end="", file=sys.stderr, flush=True)
+
+    showing = Thread(target=show, daemon=True)
+    if sys.stderr.isatty():
+        showing.start()
+    try:
+        yield
+    finally:
+        over.set()
+        if showing.ident:
+            showing.join()
+        log.info("%8.2f s  %s", monotonic() - began, what)
+
+
 # --- The evidence ------------------------------------------------------------
 # In: facts, as they become known. Out: lines on the screen, tables in GitHub's
 # summary, JSON. Promised: it is published once, at the end, however a run ends.
@@ -3731,7 +3752,7 @@ class Evidence:
                 lines.append((label, text))
                 label = ""
         for glob in self.facts["unused_accepts"]:
-            lines.append(("accepted", f"nothing, by {glob}"))
+            lines.append(("accepted", f"nothing more, by {glob}"))
         return lines
 
 
