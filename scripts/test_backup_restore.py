@@ -35,20 +35,23 @@ contents, differences; then how it is done: reading a backup, the source, a
 backup that exists, validation, restore, the project, own commands, servers,
 hints, the evidence, the command line. Whoever has one question may begin here:
 
-    what is dropped, and why nothing else       DROPPABLE, DROP
-    what a signal or a kill ends, and how       interruptible, guarded, GUARD
-    how long a program may take                 Program.limited, Program.wait
-    which errors blame the backup               ALWAYS, verdict_on_load
-    how passwords and rows stay unseen          Run.redacted, Report.sentence
-    what of a row is compared                   ROWS
-    why PostgreSQL's rewriting raises no alarm  Drill.compare, read_back
-    how the checks themselves are checked       require_differences_seen
-    what counts as data in a file               Reading.read_on, take_block
-    what is never loaded                        Reading.note, require_loadable
-    what files are taken for                    KNOWN_FORMATS, readable_backup
-    what the project's code can reach           run_on_scratch_database
-    what a team's command is given              command_environment, run_command
-    what a pass does not prove                  not_compared, NEVER_COMPARED
+    what is dropped, and nothing else  SCRATCH_NAME to DROP, drop_databases
+    what a signal ends, or a kill      interrupt, Run.started, guarded, GUARD
+    how long a program may take        Program.limited, Program.wait
+    which errors blame the backup      ALWAYS to IN_SAME_LOCALE, verdict_on_load
+    why no password is shown           Run.redacted, named_database, described
+    why no row is shown                MEANINGS, Report.sentence
+    what of a row is compared          ROWS
+    why what PostgreSQL rewrites is    Drill.compare, read_back
+      no difference
+    what checks the checks             require_differences_seen, _damage_seen
+    what counts as data in a file      TELLING, Reading.read_on, .take_block
+    what is never loaded               Reading.note, require_loadable
+    what files are taken for           KNOWN_FORMATS, readable_backup
+    what the project's code can reach  run_on_scratch_database
+    what own commands are given, and   command_environment, run_command,
+      how they end                     verdict_on_command
+    what a pass does not prove         NEVER_COMPARED, not_compared
 """
 
 import signal
@@ -549,7 +552,8 @@ class Program:
 
     def last_words(self) -> str:
         """The end of what it has written."""
-        return text_of(self.output, MOST_SHOWN) + text_of(self.errors, MOST_SHOWN)
+        streams = (self.output, self.errors)
+        return "\n".join(text_of(stream, MOST_SHOWN) for stream in streams)
 
     @contextmanager
     def limited(self) -> Iterator[None]:
@@ -582,10 +586,12 @@ class Program:
 
 
 def text_of(file: File, most: int = sys.maxsize) -> str:
-    """The last bytes that a program has written; the file's offset stays."""
+    """The last lines that a program has written; the file's offset stays."""
     size = os.fstat(file.fileno()).st_size
     beginning = max(0, size - most)
     raw = os.pread(file.fileno(), size, beginning)
+    if beginning:  # a line that is cut may begin within a password
+        _, _, raw = raw.partition(b"\n")
     return raw.decode("utf-8", "surrogateescape")
 
 
@@ -756,7 +762,7 @@ SELECT datname
             WHERE locktype = 'advisory'
               AND objsubid = 1))
 """
-FROM_OTHERS = "dropped a database of a killed run"
+FROM_OTHERS = "dropping a database of a killed run"
 # Sessions in them are ended first: DROP DATABASE with FORCE fails for an
 # ordinary role where an autovacuum worker is, for which a plain one waits.
 DROP = rf"""
@@ -845,9 +851,7 @@ class Database:
     @contextmanager
     def psql(self, script: str, **values: str) -> Iterator[Program]:
         """psql, which runs the script; a value `name` is :'name' in there."""
-        words = []
-        for name, value in values.items():
-            words += ["-v", f"{name}={value}"]
+        words = [f"--set={name}={value}" for name, value in values.items()]
         with (
             self.run.file_with(script) as file,
             self.started("psql", *PSQL, *words, "-f", "-", stdin=file) as psql,
@@ -1349,20 +1353,19 @@ UNION ALL (SELECT * FROM picked OFFSET 1))"""
 def require_differences_seen(restored: Database, found: Contents) -> None:
     """Raise NotJudged unless a changed value, definition and name is seen."""
     script = f"{PINNED}{RELATION}{ROWS}{SMALLEST}"
-    as_they_are = restored.ask(script, origin=f"{SOME_ROWS} AS t")
-    some = contents_from(as_they_are)
-    with_nulls = restored.ask(script, origin=f"{CHANGED_ROWS} AS t")
-    changed = contents_from(with_nulls)
-    name = next(line for line in found.facts if "in order" in line)
-    definition = max(found.definitions)
+    some_rows = contents_from(restored.ask(script, origin=f"{SOME_ROWS} AS t"))
+    with_nulls = contents_from(restored.ask(script, origin=f"{CHANGED_ROWS} AS t"))
+    names = {line for line in found.facts if line[1] == "in order"}
+    without_name = replace(found, facts=found.facts - {min(names)})
+    other_sql = found.script.replace("\nCREATE ", "\nCREATE OTHER ", 1)
     changes = {
-        "a name": (found.facts, found.facts - {name}),
-        "a definition": (found.definitions, found.definitions - {definition}),
+        "a name": (found, without_name),
+        "a definition": (found, replace(found, script=other_sql)),
     }
-    if any(rows_of_tables(some).values()):  # else all are NULL
-        changes["a value"] = (some.facts, changed.facts)
+    if any(rows_of_tables(some_rows).values()):  # else all are NULL
+        changes["a value"] = (some_rows, with_nulls)
     for what, (before, after) in changes.items():
-        if not differences(before, after):
+        if not contents_apart(before, after):
             raise NotJudged(f"the drill's own comparison saw no change of {what}")
 
 
@@ -1469,8 +1472,8 @@ class Reading:
         self.entries = [self.entry]
         self.rows: Counter[str] = Counter()  # table -> how many in its block
         self.sequences: Words = {}  # sequence -> its value
-        self.noted: dict[str, set[str]] = defaultdict(set)  # as TELLING names it
-        self.counted: Counter[str] = Counter()  # lines that told the same
+        # What lines told, as TELLING names it -> value -> how many lines
+        self.noted: dict[str, Counter[str]] = defaultdict(Counter)
         self.roles: set[str] = set()
         self.has_inserts = False  # in place of COPY
         self.has_zeros = False
@@ -1503,6 +1506,11 @@ class Reading:
             for entry in self.entries
             if entry.kind in kinds
         }
+
+    @property
+    def tables_without_data(self) -> set[str]:
+        """The full names of tables that are made, and not filled."""
+        return self.named("TABLE") - self.named("TABLE DATA")
 
     def piece(self) -> bytes:
         """The next line, or a part of one that is very long."""
@@ -1555,7 +1563,7 @@ class Reading:
             self.take_sequence(self.whole(line, b'"', b");\n"))
         elif what == "body" and kind in ("FUNCTION", "PROCEDURE"):
             self.whole(line, value)
-        elif what in ("quoted", "on database"):
+        elif what in ("quoted", "on database") and b" IS " in line:
             self.whole(line, b"'", behind=b" IS ")
         elif what == "roles":
             self.take_roles(line)
@@ -1570,8 +1578,7 @@ class Reading:
         elif what in ("drop", "server") and not self.entry.kind:
             self.left_out.setdefault(line, self.line)  # from here on
         elif what != "server" or line not in self.left_out:
-            self.noted[what].add(value)
-            self.counted[what] += 1
+            self.noted[what][value] += 1
 
     def begin(self, entry: Entry) -> None:
         """Begin an entry."""
@@ -1686,14 +1693,14 @@ class Reading:
         last = self.entry.kind
         self.begin(Entry(BEHIND, self.line + 1))
         self.finish_tables()
-        parts = self.counted["header"]
+        parts = self.noted["header"].total()
         for is_so, problem in [
             (
                 len(self.sequences) < len(self.named("SEQUENCE SET")),
                 "values of sequences are missing",
             ),
             (
-                self.counted["filled"] < self.counted["made"],
+                self.noted["filled"].total() < self.noted["made"].total(),
                 "data of large objects are missing",
             ),
             (
@@ -1705,7 +1712,7 @@ class Reading:
                 "no header, expected '-- PostgreSQL database dump'",
             ),
             (
-                last != BEHIND or self.counted["footer"] < parts,
+                last != BEHIND or self.noted["footer"].total() < parts,
                 "no footer, expected '-- PostgreSQL database dump complete'",
             ),
         ]:
@@ -1722,8 +1729,7 @@ class Reading:
             is_filled = entry.line in self.filled or self.has_inserts
             if entry.kind == "TABLE DATA" and self.rows and not is_filled:
                 self.problems.append(f"{entry.thing}: missing")
-        tables = self.named("TABLE") - self.named("TABLE DATA")
-        for table in self.swallowed & tables:
+        for table in self.swallowed & self.tables_without_data:
             fault = "its data lie in another's COPY block"
             self.problems.append(f"table {table}: {fault}")
 
@@ -2228,8 +2234,9 @@ def require_sql(
         fact = f"{path} is a dump of a whole server, by pg_dumpall"
         raise NotReadable(fact, "dump each database by pg_dump")
     is_damaged = announced.is_garbled or not beginning.strip(b"\0")
-    kinds = {entry.kind for entry in announced.entries} - {"", BEHIND}
-    if not kinds and not is_damaged:
+    # The reader itself begins an entry before the first line and behind the last.
+    is_empty = len(announced.entries) == 2
+    if is_empty and not is_damaged:
         shown = re.match(SHOWN, beginning)[0].decode()
         fact = f"{path} is no backup of pg_dump's"
         raise NotReadable(fact, shown, "name the backup")
@@ -2372,7 +2379,7 @@ def ends_well(path: Path) -> bool:
 
 def said_by(reading: Reading, roots: Words) -> set[Line]:
     """What a backup says of tables and sequences, as facts say it."""
-    rows = Counter({LARGE_OBJECTS: reading.counted["made"]})
+    rows = Counter({LARGE_OBJECTS: reading.noted["made"].total()})
     for table, count in reading.rows.items():
         rows[roots.get(table, table)] += count
     said = {(table, f"{count} rows") for table, count in rows.items()}
@@ -2594,8 +2601,10 @@ def without_left_out(stream: File, reading: Reading, run: Run) -> Iterator[File]
 
 def protection(reading: Reading, restored: Database) -> Lines:
     """psql's words that let a backup without a \\restrict give no command."""
+    if reading.noted["restrict"]:
+        return []
     commands = output_of(restored.programs.started("psql", "--help=commands"))
-    if reading.noted["restrict"] or "\\restrict" not in commands:
+    if "\\restrict" not in commands:
         return []
     return ["-c", f"\\restrict {os.urandom(16).hex()}"]
 
@@ -2650,13 +2659,13 @@ def verdict_on_load(
     sentence = report.sentence(of_rows=entry.kind in ("TABLE DATA", "BLOBS"))
     thing = entry.thing.strip(" .") or "the header"
     place = restored.run.redacted(f"line {report.line}, {thing}: {sentence}")
+    # The server's own script makes an extension, where the SQL itself is none's.
+    is_of_others = entry.kind == "EXTENSION" and report.code != "42601"
+    if entry.kind == BEHIND and reading.has_sql_behind:
+        is_of_others = True
     same_major = set(reading.versions) == {restored.major}
-    is_blamed = report.blames_backup(
-        same_major and entry.kind != "EXTENSION",
-        has_same_order(restored, backup),
-    )
-    is_of_others = entry.kind == BEHIND and reading.has_sql_behind
-    if is_blamed and not is_of_others:
+    same_order = has_same_order(restored, backup)
+    if not is_of_others and report.blames_backup(same_major, same_order):
         return BackupIsBad(f"{fact}\n  {place}")
     return NotJudged(fact, place, hint_for(report.cause))
 
@@ -2749,10 +2758,10 @@ def not_told(
             if not entry.kind:
                 what = "what --clean drops"
             reasons[what] = "not loaded: it is about the server, or not there"
-    tables = {f"table {name}" for name in reading.named("TABLE")}
-    tables -= {f"table {name}" for name in reading.named("TABLE DATA")}
-    for table in tables - set(found.roots.values()):  # whose partitions have all
-        if (table, "0 rows") in found.facts:
+    for name in reading.tables_without_data:
+        table = f"table {name}"
+        is_root = table in found.roots.values()  # whose partitions have all
+        if (table, "0 rows") in found.facts and not is_root:
             reasons[table] = "the backup holds no data of it"
     for is_so, what, reason in [
         (backup.format == UNREAD, "the file", "its command alone reads it"),
@@ -3098,17 +3107,17 @@ def run_on_scratch_database(
     if connections.all(initialized_only=True):
         raise RuntimeError("the settings module connects to a database")
     databases = connections.settings
-    own = databases.get(alias, {"OPTIONS": {}})
-    kept = {**own["OPTIONS"], "options": options}
-    kept.pop("dbname", None)
-    kept.pop("pool", None)
+    own = databases[alias]
+    kept = {**own["OPTIONS"]}
     hidden = ["DATABASE_URL", "PGDATABASE"]
     if "HOST" in place:  # a private server, of which the settings know nothing
-        kept = {"options": options}
+        kept.clear()
         hidden += [name for name in environ if name.startswith("PG")]
+    for word in ("dbname", "pool"):
+        kept.pop(word, None)
     for name in hidden:
         environ.pop(name, None)
-    scratch = {**own, **place, "OPTIONS": kept}
+    scratch = {**own, **place, "OPTIONS": {**kept, "options": options}}
     # What the handler is given counts, whatever object the settings are.
     connections._settings = {name: dict(scratch) for name in databases}
     del connections.settings
@@ -3194,8 +3203,11 @@ def verdict_on_command(shell: Program, failed: type[Exception]) -> Exception:
     """What a command that failed says of the backup."""
     status = shell.popen.returncode
     hint = "see what it says: --verbose"
-    if status < 0:
-        ending = signal.Signals(-status).name
+    number = -status  # of a signal, if the shell itself was ended
+    if status > 128:  # so a shell tells that its program was
+        number = status - 128
+    if number in signal.valid_signals():
+        ending = signal.Signals(number).name
         return NotJudged(f"{shell.name} was ended by {ending}", hint)
     fact = f"{shell.name} exited with {status}"
     if status in (126, 127):  # of /bin/sh
@@ -3332,19 +3344,21 @@ def found_programs(run: Run, major: int, names: Command) -> Programs:
         for folder, version, number in FOUND.findall(said)
     ]
     fitting = [programs for programs in found if programs.major >= major]
-    is_newest_first = major == NEWEST
-    fitting.sort(key=lambda programs: programs.major, reverse=is_newest_first)
-    if fitting and major in (NEWEST, fitting[0].major):
-        return fitting[0]
+    nearest = min
+    if major == NEWEST:
+        nearest = max
+    best = nearest(fitting, key=lambda programs: programs.major, default=None)
+    if best and major in (NEWEST, best.major):
+        return best
     error = missing_programs(major, names, found)
     is_there = found or any(map(shutil.which, names))
     if not run.options.strict and not is_there:
         log.warning("the backup drill is skipped: %s", error)
         raise unittest.SkipTest(error.args[0])
-    if run.options.strict or not fitting:
+    if run.options.strict or not best:
         raise error
     log.warning("newer programs are used: %s", error)
-    return fitting[0]
+    return best
 
 
 def missing_programs(

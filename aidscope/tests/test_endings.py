@@ -494,7 +494,7 @@ def is_there(process: int) -> bool:
 
 # --- Killed, and beside others --------------------------------------------------------
 
-DROPPED = r"(?m)^dropped a database of a killed run: (.*)$"
+DROPPED = r"(?m)^dropping a database of a killed run: (.*)$"
 DATABASES = "SELECT datname FROM pg_database WHERE datname ~ '^backup_drill_'"
 RESTORED = """
 SELECT datname
