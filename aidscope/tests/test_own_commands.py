@@ -27,6 +27,7 @@ from aidscope.tests.support import (
     small,
     url,
 )
+from scripts import test_backup_restore as drill
 
 PROMPTLY = 15.0  # seconds, on a busy machine
 LIVE = ("--live", "--no-throwaway")
@@ -93,6 +94,12 @@ EXITS = (
     Making("a missing program", "no-such-program", "exited with 127", "error"),
     Making("no program", "./README.md", "exited with 126", "error"),
     Making("killed", f"{DUMP}; kill -s KILL $$", "was ended by SIGKILL", "error"),
+    Making(
+        "a killed program",
+        f"{DUMP} & kill -s KILL $! && wait $!",
+        "was ended by SIGKILL",
+        "error",
+    ),
     Making("a trap", f"trap 'kill 0' EXIT; {DUMP}", "was ended by SIGTERM", "error"),
     Making("a killed group", "sleep 600 & kill -9 0", "was ended by SIGKILL", "error"),
     Making(
@@ -441,6 +448,18 @@ class EnvironmentTests(Case):
             over = drilled(here, *words, settings="aidscope.settings", **how)
         says = ("the backup command says:", "exited with 3", "PGPASSWORD=[REDACTED]")
         self.assert_verdict(over, "failed", *says, ":[REDACTED]@", act="creation")
+
+    def test_cut_password(self) -> None:
+        """Of what a command tells, the end is shown, but no end of a password."""
+        end = PASSWORD[-4:]
+        rest = drill.MOST_SHOWN - len(end.encode())
+        tells = f"printf %s \"$PGPASSWORD\"; printf '%0{rest}d' 0; exit 3"
+        with place() as here:
+            words = (*LIVE, "--verbose", "--backup-command", tells)
+            how = {"DATABASE_URL": url(small()), "PGPASSWORD": PASSWORD}
+            over = drilled(here, *words, settings="aidscope.settings", **how)
+        self.assert_verdict(over, "failed", "exited with 3", act="creation")
+        self.assertNotIn(f"{end}0", over.said)
 
     def test_backup(self) -> None:
         """In a rehearsal it is told of the scratch source, in the project's folder."""

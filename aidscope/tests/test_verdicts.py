@@ -528,6 +528,16 @@ IN_THE_WAY = (
         "",
     ),
     Healthy(
+        "a function that an extension brings",
+        added(
+            "CREATE FUNCTION shop.soundex(text) RETURNS text LANGUAGE sql"
+            " AS 'SELECT $1';\nCREATE EXTENSION fuzzystrmatch SCHEMA shop;",
+            "EXTENSION",
+        ),
+        "42723",
+        "",
+    ),
+    Healthy(
         "an end of the query",
         added(
             "CREATE MATERIALIZED VIEW public.m AS"
