@@ -35,23 +35,24 @@ contents, differences; then how it is done: reading a backup, the source, a
 backup that exists, validation, restore, the project, own commands, servers,
 hints, the evidence, the command line. Whoever has one question may begin here:
 
-    what is dropped, and nothing else  SCRATCH_NAME to DROP, drop_databases
-    what a signal ends, or a kill      interrupt, Run.started, guarded, GUARD
-    how long a program may take        Program.limited, Program.wait
-    which errors blame the backup      ALWAYS to IN_SAME_LOCALE, verdict_on_load
-    why no password is shown           Run.redacted, named_database, described
-    why no row is shown                MEANINGS, Report.sentence
-    what of a row is compared          ROWS
-    why what PostgreSQL rewrites is    Drill.compare, read_back
-      no difference
-    what checks the checks             require_differences_seen, _damage_seen
-    what counts as data in a file      TELLING, Reading.read_on, .take_block
-    what is never loaded               Reading.note, require_loadable
-    what files are taken for           KNOWN_FORMATS, readable_backup
-    what the project's code can reach  run_on_scratch_database
-    what own commands are given, and   command_environment, run_command,
-      how they end                     verdict_on_command
-    what a pass does not prove         NEVER_COMPARED, not_compared
+    what is dropped, and nothing else   SCRATCH_NAME, DROPPABLE, drop_databases
+    what a signal ends, or a kill       interrupt, Run.started, guarded, GUARD
+    how long a program may take         Program.limited, Program.wait
+    which errors blame the backup       ALWAYS, verdict_on_load
+    why no password is shown            Run.redacted, named_database, described
+    why no row is shown                 MEANINGS, Report.sentence
+    what of a row is compared           ROWS
+    why a definition may be rewritten   Drill.compare, read_back
+    what checks the checks              require_differences_seen
+                                        require_damage_seen
+    what counts as data in a file       TELLING, Reading.read_on
+                                        Reading.take_block, Reading.take_rows
+    what is never loaded                Reading.note, require_loadable
+    what files are taken for            KNOWN_FORMATS, readable_backup
+    what the project's code can reach   run_on_scratch_database
+    what own commands are given         command_environment
+    how own commands end                run_command, verdict_on_command
+    what a pass does not prove          NEVER_COMPARED, not_compared
 """
 
 import signal
@@ -232,8 +233,7 @@ class Drill:
         else:
             backup = rehearsed_backup(self.server, self.project)
         if backup.source:
-            seconds = round(backup.source.seconds, 3)
-            self.facts["seconds_to_back_up"] = seconds
+            self.facts["seconds_to_back_up"] = round(backup.seconds, 3)
         self.facts["format"] = backup.format.name
         self.facts["bytes"] = size_of(backup.original)
         return backup
@@ -287,19 +287,19 @@ class Drill:
 
     def compare(self, restored: "Database", reference: "Database | None") -> None:
         """Compare what came back with what was expected."""
-        source = self.backup.source
+        backup = self.backup
         found, script, plan = read_back(restored, reference, self.project)
         # [ ]  shop.0002_price
         self.facts["pending_migrations"] = re.findall(r"(?m)^\[ \] +(\S+)", plan)
-        if source:
+        if backup.source:
             fact = "the restored database differs from its source"
             # Both were written once more after a restore, as PostgreSQL does.
-            expected = replace(source.contents, script=script)
+            expected = replace(backup.contents, script=script)
         else:
             fact = "the restored database differs from what its backup says"
-            expected = expected_of_existing(self.backup, self.reading, found)
+            expected = expected_of_existing(backup, self.reading, found)
         self.facts["not_compared"].update(
-            not_compared(self.backup, self.reading, expected, found)
+            not_compared(backup, self.reading, expected, found)
         )
         apart = unaccepted(contents_apart(expected, found), restored.run)
         if not expected.definitions & found.definitions:
@@ -1196,8 +1196,11 @@ def facts_of(database: Database, snapshot: str = "") -> Context:
     """psql, which reads all facts in one transaction, or in a snapshot."""
     script = f"{PINNED}{BEGIN}"
     if snapshot:
+        script += f"SET TRANSACTION SNAPSHOT '{snapshot}';\n"
+        # Beside pg_dump, more than one process makes both slow.
+        script += "SET max_parallel_workers_per_gather TO 0;\n"
         # No snapshot covers TRUNCATE; pg_dump locks what it dumps, too.
-        script += f"SET TRANSACTION SNAPSHOT '{snapshot}';\n{RELATION}{LOCKS}"
+        script += f"{RELATION}{LOCKS}"
     return database.psql(script + ALL_FACTS, origin=WHOLE_TABLE)
 
 
@@ -1867,15 +1870,6 @@ INSERT INTO backup_drill.node (item) SELECT max(id) FROM backup_drill.item;
 """
 
 
-@dataclass(frozen=True)
-class Source:
-    """What a database held when its backup was written."""
-
-    database: Database
-    contents: Contents
-    seconds: float  # that the backup took
-
-
 def rehearsed_backup(server: Database, project: "Project") -> "Backup":
     """A backup of the migrations and the sample; their database is lost."""
     source = made_database(server, "source", server)
@@ -1898,7 +1892,7 @@ def new_backup(source: Database, project: "Project") -> "Backup":
         backup = commanded_backup(source, project)
     else:
         backup = written_backup(source)
-    if not rows_of_tables(backup.source.contents):
+    if not rows_of_tables(backup.contents):
         raise NotJudged(f'database "{source.name}" has no table to lose')
     return backup
 
@@ -1936,7 +1930,9 @@ def written_backup(source: Database) -> "Backup":
         sha256,
         written=time.time(),
         major=source.major,
-        source=Source(source, found, seconds),
+        source=source,
+        contents=found,
+        seconds=seconds,
         locale=source.locale,
         encoding=source.encoding,
     )
@@ -1965,7 +1961,9 @@ def commanded_backup(source: Database, project: "Project") -> "Backup":
     return replace(
         backup,
         sha256=backup.sha256 or output_of(hashing(path, run)),
-        source=Source(source, contents, seconds),
+        source=source,
+        contents=contents,
+        seconds=seconds,
         locale=source.locale,
         encoding=source.encoding,
     )
@@ -2081,7 +2079,9 @@ class Backup:
     sha256: str  # that was recorded for it, or ""
     written: float  # seconds since 1970
     major: int = 0  # of the pg_dump that wrote it, 0 where nobody knows
-    source: Source | None = None  # of a backup that this run has made
+    source: Database | None = None  # of a backup that this run has made
+    contents: Contents | None = None  # of its source, when it was written
+    seconds: float = 0  # that this took
     encrypted: Path | None = None  # the file that it was decrypted from
     locale: str = ""  # of its source, where known, as for CREATE DATABASE
     encoding: str = "UTF8"  # of a database for it
@@ -2316,7 +2316,7 @@ def reading_of_source(backup: Backup) -> Reading:
     """What the source says, for a backup that its command alone reads."""
     script = ""
     if backup.source:
-        script = backup.source.contents.script
+        script = backup.contents.script
     return Reading(io.BytesIO(encoded(script)))
 
 
@@ -2331,7 +2331,7 @@ def read_whole(backup: Backup, server: Database) -> tuple[Reading, Lines]:
     if reading.is_garbled:
         return reading, reading.problems
     if backup.source:
-        problems += problems_of_source(reading, backup.source)
+        problems += problems_of_source(reading, backup)
     elif not problems and not reading.named("TABLE", "TABLE DATA"):
         problems = ["it holds no table"]
     elif not problems and not reading.filled:
@@ -2380,23 +2380,23 @@ def ends_well(path: Path) -> bool:
 def said_by(reading: Reading, roots: Words) -> set[Line]:
     """What a backup says of tables and sequences, as facts say it."""
     rows = Counter({LARGE_OBJECTS: reading.noted["made"].total()})
-    for table, count in reading.rows.items():
-        rows[roots.get(table, table)] += count
+    if not reading.has_inserts:  # whose rows are not counted
+        for table, count in reading.rows.items():
+            rows[roots.get(table, table)] += count
     said = {(table, f"{count} rows") for table, count in rows.items()}
     return said | set(reading.sequences.items())
 
 
-def problems_of_source(reading: Reading, source: Source) -> Lines:
+def problems_of_source(reading: Reading, backup: Backup) -> Lines:
     """Which rows and values of sequences the source had otherwise."""
-    run = source.database.run
-    moved = source.contents.moved
-    had = {line for line in source.contents.facts if re.fullmatch(SAID, line[1])}
-    said = said_by(reading, source.contents.roots)
+    run = backup.source.run
+    contents = backup.contents
+    facts = without(contents.facts, contents.moved)
+    had = {line for line in facts if re.fullmatch(SAID, line[1])}
     if reading.has_inserts:  # whose rows are not counted
-        had = {line for line in had if not line[1].endswith(" rows")}
-        said = {line for line in said if not line[1].endswith(" rows")}
-    apart = differences(without(had, moved), without(said, moved))
-    problems = list(map(str, unaccepted(apart, run)))
+        had = {line for line in had if not line[0].startswith("table ")}
+    said = without(said_by(reading, contents.roots), contents.moved)
+    problems = list(map(str, unaccepted(differences(had, said), run)))
     if problems and run.options.live:
         problems.insert(0, "if a table was truncated beside the dump, run again")
     alike = {text for _, text in had & said} - {"0 rows"}
@@ -2454,9 +2454,8 @@ def require_damage_seen(beginning: bytes) -> None:
     cut = beginning[: len(beginning) * 2 // 5]
     if not Reading(io.BytesIO(cut)).problems:
         raise NotJudged(control, "the reader took a cut backup for whole")
-    flipped = bytes([cut[0] ^ 1]) + cut[1:]
-    before = hashlib.sha256(cut)
-    after = hashlib.sha256(flipped)
+    before = hashlib.sha256(beginning)
+    after = hashlib.sha256(bytes([beginning[0] ^ 1]) + beginning[1:])
     if not problems_of_checksum(after.hexdigest(), before.hexdigest()):
         raise NotJudged(control, "the checksum did not see a flipped bit")
 
@@ -2526,7 +2525,7 @@ def database_for(backup: Backup, server: Database) -> Database:
     """
     name = ""
     if server.run.options.restore_command and backup.source:
-        name = backup.source.database.name
+        name = backup.source.name
     if name in ("postgres", "template1"):  # which a new server has
         name = ""
     return made_database(server, "restored", backup, name)
@@ -2543,7 +2542,7 @@ def load_backup(
         restored.ask("DROP SCHEMA public;")
     beside = nullcontext()
     if reference:
-        beside = loading_reference(reference, backup.source.contents)
+        beside = loading_reference(reference, backup.contents)
     with (
         step("load the backup"),
         loading(backup, reading, restored) as load,
@@ -2635,7 +2634,7 @@ def load_by_command(
     if server.ask(EXISTS, name=restored.name) == [0]:
         raise failed(f"the restore command left no database {restored.name}")
     if reference:
-        output_of(loading_reference(reference, backup.source.contents))
+        output_of(loading_reference(reference, backup.contents))
     return seconds
 
 
@@ -2674,7 +2673,7 @@ def has_same_order(restored: Database, backup: Backup) -> bool:
     """Whether texts have the order here that they had at the source."""
     if restored.locale != backup.locale:
         return False
-    if backup.source and backup.source.database.words == restored.words:
+    if backup.source and backup.source.words == restored.words:
         return True  # it is the same server
     # By another library, a locale of the same name may order otherwise.
     return bool(re.search(BY_BYTES, backup.locale))

@@ -134,7 +134,7 @@ def made() -> Made:
     reference = drill.made_database(server(), "reference", restored)
     drill.load_backup(backup, reading, restored, reference)
     script = definitions_of(reference)
-    expected = replace(backup.source.contents, script=script)
+    expected = replace(backup.contents, script=script)
     facts, definitions = facts_of(restored), definitions_of(restored)
     return Made(backup, reading, restored, expected, facts, definitions)
 

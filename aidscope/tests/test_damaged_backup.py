@@ -533,11 +533,9 @@ class SequenceTests(Case):
 
     def test_dropped_before_the_snapshot(self) -> None:
         """One that is gone from both is no problem."""
-        contents = replace(
-            made().backup.source.contents, moved={"sequence public.gone"}
-        )
-        source = replace(made().backup.source, contents=contents)
-        self.assertEqual(drill.problems_of_source(made().reading, source), [])
+        contents = replace(made().backup.contents, moved={"sequence public.gone"})
+        backup = replace(made().backup, contents=contents)
+        self.assertEqual(drill.problems_of_source(made().reading, backup), [])
 
 
 # --- How a backup is read -------------------------------------------------------------
@@ -594,7 +592,7 @@ class BeyondTests(Case, table=BEYOND):
         """It is told as something of the server's."""
         reading = read(entry(row))
         self.assertEqual(reading.problems, [])
-        self.assertNotEqual(reading.noted["server"], set())
+        self.assertTrue(reading.noted["server"])
 
 
 class WithinTests(Case, table=WITHIN):
@@ -604,7 +602,7 @@ class WithinTests(Case, table=WITHIN):
         """Nothing is told, and nothing is a problem."""
         reading = read(entry(row))
         self.assertEqual(reading.problems, [])
-        self.assertEqual(reading.noted["server"], set())
+        self.assertFalse(reading.noted["server"])
         self.assertEqual(reading.left_out, {})
 
 

@@ -455,3 +455,14 @@ class RefusedArgumentsTests(Case, table=REFUSED):
             over = here.run(command=("-c", ON_PYTHON_3_10))
         self.assertEqual(over.status, 1, over.said)
         self.assert_said(over, "Python 3.11")
+
+    def test_map(self) -> None:
+        """Every name to which a reader is sent is there."""
+        *_, places = drill.__doc__.partition("may begin here:")
+        names = re.findall(r"\b[A-Z_]{4,}\b|\b[A-Za-z]+\.\w+|\b\w+_\w+\b", places)
+        self.assertGreater(len(names), 20)
+        for name in names:
+            found = drill
+            for part in name.split("."):
+                self.assertTrue(hasattr(found, part), name)
+                found = getattr(found, part)
