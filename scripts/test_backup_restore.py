@@ -35,7 +35,7 @@ contents, differences; then how it is done: reading a backup, the source, a
 backup that exists, validation, restore, the project, own commands, servers,
 hints, the evidence, the command line. Whoever has one question may begin here:
 
-    what is dropped, and nothing else   SCRATCH_NAME, DROPPABLE, drop_databases
+    what is dropped, and nothing else   DROPPABLE, DROP, scratch_work
     what a signal ends, or a kill       interrupt, Run.started, guarded, GUARD
     how long a program may take         Program.limited, Program.wait
     which errors blame the backup       ALWAYS, verdict_on_load
@@ -399,7 +399,7 @@ def guarded(folder: Path) -> Iterator[int]:
     """The id of a process group; it and the folder are gone after the block."""
     guard = Popen(
         ["/bin/sh", "-c", GUARD, "guard", folder],
-        env={"PATH": f"{environ.get('PATH')}:{os.defpath}"},
+        env={"PATH": f"{environ.get('PATH', os.defpath)}:{os.defpath}"},
         stdin=PIPE,
         stdout=DEVNULL,
         stderr=DEVNULL,
@@ -677,12 +677,12 @@ class Report:
             return f"{self.code} by {self.function}: {meaning}"
         return f"{self.code}: {self.message}"
 
-    def blames_backup(self, same_major: bool, same_locale: bool) -> bool:
+    def blames_backup(self, same_major: bool, same_order: bool) -> bool:
         """Whether only the content of a backup can have caused the error."""
         patterns = list(ALWAYS)
         if same_major:
             patterns += ON_SAME_MAJOR
-        if same_locale:
+        if same_order:
             patterns += IN_SAME_LOCALE
         return any(re.match(pattern, self.cause) for pattern in patterns)
 
@@ -1358,7 +1358,7 @@ def require_differences_seen(restored: Database, found: Contents) -> None:
     script = f"{PINNED}{RELATION}{ROWS}{SMALLEST}"
     some_rows = contents_from(restored.ask(script, origin=f"{SOME_ROWS} AS t"))
     with_nulls = contents_from(restored.ask(script, origin=f"{CHANGED_ROWS} AS t"))
-    names = {line for line in found.facts if line[1] == "in order"}
+    names = {line for line in found.facts if line[1] == "in order"} or found.facts
     without_name = replace(found, facts=found.facts - {min(names)})
     other_sql = found.script.replace("\nCREATE ", "\nCREATE OTHER ", 1)
     changes = {
@@ -2658,7 +2658,7 @@ def verdict_on_load(
     sentence = report.sentence(of_rows=entry.kind in ("TABLE DATA", "BLOBS"))
     thing = entry.thing.strip(" .") or "the header"
     place = restored.run.redacted(f"line {report.line}, {thing}: {sentence}")
-    # The server's own script makes an extension, where the SQL itself is none's.
+    # The server's own script makes an extension, but for the statement as such.
     is_of_others = entry.kind == "EXTENSION" and report.code != "42601"
     if entry.kind == BEHIND and reading.has_sql_behind:
         is_of_others = True
@@ -3119,10 +3119,11 @@ def run_on_scratch_database(
     scratch = {**own, **place, "OPTIONS": {**kept, "options": options}}
     # What the handler is given counts, whatever object the settings are.
     connections._settings = {name: dict(scratch) for name in databases}
+    databases.update(connections._settings)  # for those who read settings.DATABASES
     del connections.settings
     django.setup()
     for database in connections.settings.values():
-        for word in ("NAME", "HOST"):
+        for word in ("NAME", "HOST", "PORT"):
             if database[word] != scratch[word]:
                 raise RuntimeError("the project replaces its DATABASES")
     if command[0] in ("dbbackup", "dbrestore"):

@@ -116,6 +116,7 @@ import threading
 import time
 
 from django.apps import AppConfig
+from django.conf import settings
 from django.db import connection
 from django.db.backends.signals import connection_created
 
@@ -148,6 +149,9 @@ class ShopConfig(AppConfig):
 
     def ready(self):
         assert not {"DATABASE_URL", "PGDATABASE"} & {*os.environ}
+        # For code that gives them to a driver or a program of its own.
+        named = {each["NAME"] for each in settings.DATABASES.values()}
+        assert connection.vendor == "sqlite" or named == {connection.settings_dict["NAME"]}
         connection_created.connect(on_connection)
         note("ready")
         threading.Thread(target=note_always).start()
