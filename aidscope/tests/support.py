@@ -481,18 +481,6 @@ SELECT datname
 """
 
 
-# It is called with -D and the folder first. It takes a tenth of the time of an initdb.
-COPYING_INITDB = """#!/bin/sh
-data=$2
-shift 2
-made="{clusters}/$(echo "$*" | cksum | tr -d ' ')"
-if [ ! -d "$made" ]; then
-    "{real}/initdb" -D "$made.$$" "$@" && mv "$made.$$" "$made"
-fi
-exec cp -a "$made/." "$data"
-"""
-
-
 @dataclass(frozen=True)
 class Place:
     """Where drills run."""
@@ -674,19 +662,6 @@ class Place:
         return {id: words for id, words in given.items() if str(self.folder) in words}
 
 
-@cache
-def copying_initdb() -> Path:
-    """An initdb that makes a cluster once for the same words, and then copies it."""
-    clusters = folder() / "clusters"
-    clusters.mkdir()
-    if owner():
-        os.chown(clusters, owner()["user"], owner()["group"])
-    path = folder() / "copying_initdb"
-    path.write_text(COPYING_INITDB.format(real=programs(), clusters=clusters))
-    path.chmod(0o755)
-    return path
-
-
 @contextmanager
 def place(home: Server | None = None) -> Iterator[Place]:
     """A place for drills, where nothing may be left when the block ends."""
@@ -697,8 +672,6 @@ def place(home: Server | None = None) -> Iterator[Place]:
         here.bin.mkdir()
         for program in (*CLIENTS, *SERVER_PROGRAMS):
             (here.bin / program).symlink_to(programs() / program)
-        (here.bin / "initdb").unlink()
-        (here.bin / "initdb").symlink_to(copying_initdb())
         yield here
         left = here.leftovers()
         if left:
