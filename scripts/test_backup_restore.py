@@ -1263,7 +1263,8 @@ def definitions_in(script: str) -> set[Line]:
         found.add((thing, f"SQL with hash {digest[:16]}"))
         if thing.startswith(WITH_SECRETS):
             sql = re.sub(LITERAL, "'[REDACTED]'", sql)
-        found.update((thing, line.strip(" \t,;")) for line in sql.split("\n"))
+        texts = {line.strip(" \t,;") for line in sql.split("\n")} - {""}
+        found.update((thing, text) for text in texts)
     return found
 
 
