@@ -245,7 +245,8 @@ class Drill:
         server = self.configured
         if self.is_private:
             server, _ = self.starting  # of which no more is needed here
-        reading, sha256 = validated_reading(backup, server)
+        with unchanged(backup):
+            reading, sha256 = validated_reading(backup, server)
         self.facts["sha256"] = sha256
         self.facts["roles_needed"] = sorted(reading.roles - {"PUBLIC"})
         age = time.time() - backup.written
@@ -257,7 +258,8 @@ class Drill:
 
     def restore(self) -> None:
         """Load the backup, compare what came back, and use it."""
-        restored, reference = self.loaded()
+        with unchanged(self.backup):
+            restored, reference = self.loaded()
         self.compare(restored, reference)
         if self.options.rehearsal:
             with step("use the restored database"):
@@ -637,6 +639,7 @@ ON_SAME_MAJOR = (
 IN_SAME_LOCALE = ("23505|23514|23P01|42P17",)
 # What a code means of rows, where PostgreSQL's own words could quote one.
 MEANINGS = {
+    "42601": "what is no SQL",
     "22021": "bytes that are no text in its encoding",
     "22P02": "a value that its type does not take",
     "22P04": "a row with too few or too many columns",
@@ -980,6 +983,8 @@ OWNER_SET = r"(?m)^ALTER .* OWNER TO .*;\n?"
 # Entries whose SQL may hold a password, and the texts in it.
 WITH_SECRETS = ("server ", "user mapping ", "subscription ", "foreign ")
 LITERAL = r"'(?:[^']|'')*'"
+# password=it's_me, in a connection string of a function's
+PASSWORD = r"(?i)(passw(?:or)?d *= *)[^\s;]+"
 # Text depends on these settings.
 PINNED = """
 SET timezone TO 'UTC'; SET datestyle TO 'ISO, YMD';
@@ -1050,7 +1055,7 @@ SELECT json_build_array('file', 'sequence ' || name, relfilenode)
 # named here is as exact without. The rows of a tree of partitions are summed:
 # in which leaf a row lies can change at a restore. `origin` says where the rows
 # are; `size` is for SMALLEST, below. Of each leaf, this is asked:
-# SELECT count(*) AS n, sum(hashint8extended(
+# SELECT count(*) AS n, sum(hashtextextended((
 #        coalesce(hashint4extended(t.id, 17), 0)
 #        # coalesce(hashtextextended(t.title::text COLLATE "C", 42), 0), 0))
 #        AS total FROM ONLY public.film AS t
@@ -1062,7 +1067,8 @@ SELECT format('SELECT json_build_array(''line'', %L, sum(n) || '' rows'', '
   FROM (SELECT coalesce(root.name, r.name) AS top,
                pg_relation_size(r.oid) AS size,
                format('SELECT count(*) AS n, '
-                      'sum(hashint8extended(%1$s, 0)) AS total FROM '
+                      'sum(hashtextextended((%1$s)::text COLLATE "C", 0)) '
+                      'AS total FROM '
                       || :'origin', coalesce(hash, '0'), r.origin, r.sql) AS query
           FROM relation AS r
           LEFT JOIN relation AS root
@@ -1263,6 +1269,7 @@ def definitions_in(script: str) -> set[Line]:
         found.add((thing, f"SQL with hash {digest[:16]}"))
         if thing.startswith(WITH_SECRETS):
             sql = re.sub(LITERAL, "'[REDACTED]'", sql)
+        sql = re.sub(PASSWORD, r"\1[REDACTED]", sql)
         texts = {line.strip(" \t,;") for line in sql.split("\n")} - {""}
         found.update((thing, text) for text in texts)
     return found
@@ -1393,7 +1400,15 @@ AS_UTF_16 = "it is UTF-16, as the > of PowerShell writes: use pg_dump's --file"
 NAME = rb'(?:"(?:[^"]|"")*"|[^\s.,;()"\']+)'
 FULL_NAME = rb"(?:(%b)\.)?(%b)" % (NAME, NAME)
 # -- Data for Name: film; Type: TABLE DATA; Schema: public; Owner: anna
-ENTRY = re.compile(rb"-- .*?Name: (.*); Type: (.*); Schema: (.*); Owner: ?([^;\r\n]*)")
+ENTRY = re.compile(
+    rb"-- (?:Data for |Statistics for )?Name: (.*);"
+    rb" Type: ([^;]*); Schema: (.*); Owner: ?([^;\r\n]*)"
+)
+LONGEST_ENTRY = 2**13  # bytes of its comment
+# Texts and quoted names that end where they begin: 'it''s', "a b"
+CLOSED = re.compile(rb"""'[^']*'|"[^"]*["]""")
+# Kinds of entries that are read in other ways, or are no entries.
+NO_DEFINITIONS = ("", BEHIND, "TABLE DATA", "SEQUENCE SET", "BLOBS")
 # COPY public."a.b" (id, name) FROM stdin;
 COPY = rb"(?s)COPY %b .*FROM stdin;\n" % FULL_NAME
 # SELECT pg_catalog.setval('public.film_id_seq', 1000, true);
@@ -1410,8 +1425,7 @@ TELLING = (
     # GRANT CONNECT ON DATABASE live TO anna;
     ("on database", rb"(COMMENT|SECURITY LABEL FOR \S+) ON DATABASE "),
     ("on database", rb"(GRANT|REVOKE) [A-Z, ]+ ON DATABASE "),
-    ("quoted", rb"(COMMENT ON|SECURITY LABEL) "),
-    # Lines that may name roles, see NAMING_ROLES
+    # Lines that may name roles, see NAMING_ROLES:
     ("roles", rb"(GRANT|REVOKE|ALTER DEFAULT PRIVILEGES|CREATE POLICY) "),
     ("roles", rb"(CREATE USER MAPPING|SET SESSION AUTHORIZATION) "),
     # -- Dumped by pg_dump version 15.20 (Debian 15.20-0+deb12u1)
@@ -1483,6 +1497,7 @@ class Reading:
         self.has_zeros = False
         self.has_sql_behind = False  # behind a footer
         self.filled: set[int] = set()  # lines of entries with rows
+        self.blocks: set[tuple[str, str]] = set()  # entry, and what its COPY fills
         self.left_out: dict[int, int] = {}  # line of an entry -> from where on
         self.swallowed: set[str] = set()  # tables whose data lie in another's
         self.problems: Lines = []
@@ -1541,6 +1556,8 @@ class Reading:
             value = match[match.lastindex]
             self.note(what, self.text(value))
             self.read_on(what, value, line, before)
+        elif not match:
+            self.close_quotes(line)
 
     def read_on(
         self,
@@ -1551,7 +1568,7 @@ class Reading:
     ) -> None:
         """Read to the end of what a line begins, so that no part is misread."""
         kind = self.entry.kind
-        entry = ENTRY.match(line)
+        entry = ENTRY.match(line, 0, LONGEST_ENTRY)
         if what == "entry" and entry and before.startswith(b"--"):
             name, of_kind, schema, owner = map(self.text, entry.groups())
             self.begin(Entry(of_kind, self.line - 1, schema, name, owner))
@@ -1567,10 +1584,21 @@ class Reading:
             self.take_sequence(self.whole(line, b'"', b");\n"))
         elif what == "body" and kind in ("FUNCTION", "PROCEDURE"):
             self.whole(line, value)
-        elif what in ("quoted", "on database") and b" IS " in line:
-            self.whole(line, b"'", behind=b" IS ")
-        elif what == "roles":
+        else:
             self.take_roles(line)
+            self.close_quotes(line)
+
+    def close_quotes(self, line: bytes) -> None:
+        """Read on to the end of a text, or a name, that a definition has begun.
+
+        It can hold lines that look like a header, an entry, or CR LF.
+        """
+        if self.entry.kind in NO_DEFINITIONS or line.startswith(b"--"):
+            return
+        rest = CLOSED.sub(b"", line)
+        opened = re.search(rb"""['"]""", rest)
+        if opened:
+            self.whole(rest, opened[0], end=b"\n")
 
     def note(self, what: str, value: str) -> None:
         """Note what was told, or that it is about the server: not to be loaded."""
@@ -1610,8 +1638,11 @@ class Reading:
             self.problems.append(f"line {self.line}: no COPY of pg_dump's")
             return
         table = f"table {self.name_in(copy)}"
-        if self.entry.line in self.filled:
+        # Of partitions, several entries can fill one table.
+        block = (self.entry.thing, table)
+        if block in self.blocks:
             self.problems.append(f"{table}: its data are there twice")
+        self.blocks.add(block)
         self.filled.add(self.entry.line)
         rows = 0
         before = statement
@@ -1644,10 +1675,10 @@ class Reading:
         if b"\0" in rows:
             self.has_zeros = True
         if b"; Type: TABLE DATA; " in rows:
-            entries = filter(None, map(ENTRY.match, rows.split(b"\n")))
-            for entry in entries:
-                name, kind, schema, _ = map(self.text, entry.groups())
-                if kind == "TABLE DATA":
+            for row in rows.split(b"\n"):
+                entry = ENTRY.match(row, 0, LONGEST_ENTRY)
+                if entry and entry[2] == b"TABLE DATA":
+                    schema, name = self.text(entry[3]), self.text(entry[1])
                     self.swallowed.add(full_name(schema, name))
 
     def take_sequence(self, statement: bytes) -> None:
@@ -1953,17 +1984,16 @@ def commanded_backup(source: Database, project: "Project") -> "Backup":
         raise BackupIsBad("the backup command wrote nothing to $BACKUP_FILE")
     with step("read the source again"):
         after = read_contents(source)
-    contents = replace(
-        after,
-        moved=things_apart(before.facts, after.facts),
-        altered=things_apart(before.definitions, after.definitions),
-    )
+    moved = things_apart(before.facts, after.facts)
+    altered = things_apart(before.definitions, after.definitions)
+    if run.options.rehearsal:  # nobody else can have done it
+        refuse("the backup command changed its source", sorted(moved | altered))
     backup = adopted_backup(path, run)
     return replace(
         backup,
         sha256=backup.sha256 or output_of(hashing(path, run)),
         source=source,
-        contents=contents,
+        contents=replace(after, moved=moved, altered=altered),
         seconds=seconds,
         locale=source.locale,
         encoding=source.encoding,
@@ -2083,6 +2113,7 @@ class Backup:
     source: Database | None = None  # of a backup that this run has made
     contents: Contents | None = None  # of its source, when it was written
     seconds: float = 0  # that this took
+    state: list[tuple[int, int, int]] = field(default_factory=list)  # of its files
     encrypted: Path | None = None  # the file that it was decrypted from
     locale: str = ""  # of its source, where known, as for CREATE DATABASE
     encoding: str = "UTF8"  # of a database for it
@@ -2126,15 +2157,35 @@ def size_of(path: Path) -> int:
     return sum(file.stat().st_size for file in files)
 
 
+def state_of(path: Path) -> list[tuple[int, int, int]]:
+    """What tells whether a backup is replaced or written; last, when it was."""
+    stats = [file.stat() for file in members_of(path)]
+    return [(each.st_ino, each.st_size, each.st_mtime_ns) for each in stats]
+
+
+@contextmanager
+def unchanged(backup: Backup) -> Iterator[None]:
+    """Raise NotJudged if a backup that exists is another behind the block."""
+    try:
+        yield
+    finally:
+        if backup.state and state_of(backup.original) != backup.state:
+            fact = f"{backup.original} changed while it was judged"
+            raise NotJudged(fact, "judge a copy of it, or wait until it is complete")
+
+
 def adopted_backup(path: Path, run: Run) -> Backup:
     """A backup that another program has made."""
     is_readable = path.is_file() or path.is_dir()
-    if path.exists() and not is_readable:
+    # /dev/stdin, /proc/self/fd/3: another file for each program.
+    is_of_process = re.match("/dev/(fd/|std)|/proc/", str(path))
+    if path.exists() and (is_of_process or not is_readable):
         raise NotJudged(f"{path} is no file", "write what it gives into one")
     programs = found_programs(run, NEWEST, CLIENTS)
-    times = [file.stat().st_mtime for file in members_of(path)]
-    written = max(times, default=0)  # an empty folder has none
-    backup = Backup(path, UNREAD, recorded_sha256(path), written)
+    state = state_of(path)
+    written = max((time for _, _, time in state), default=0)  # an empty folder
+    recorded = recorded_sha256(path)
+    backup = Backup(path, UNREAD, recorded, written / 1e9, state=state)
     if run.options.decrypt:
         backup = replace(backup, path=decrypted(path, run), encrypted=path)
     try:
@@ -2451,8 +2502,8 @@ def require_loadable(reading: Reading, server: Database) -> None:
 def require_damage_seen(beginning: bytes) -> None:
     """Raise NotJudged unless a cut backup and a flipped bit are seen."""
     control = "the drill's own control failed"
-    # Half of one that is there twice would be whole.
-    cut = beginning[: len(beginning) * 2 // 5]
+    before_end, _, _ = beginning.partition(b"-- PostgreSQL database dump complete")
+    cut = before_end[: len(before_end) // 2]
     if not Reading(io.BytesIO(cut)).problems:
         raise NotJudged(control, "the reader took a cut backup for whole")
     before = hashlib.sha256(beginning)
@@ -2488,7 +2539,9 @@ SELECT format(E'SELECT to_json((%s\n))', :'check') \gexec
 """
 PASSED = "passed"
 # -- Name: tally; Type: MATERIALIZED VIEW DATA; ... needs rows: no reference has
-REFRESH = re.compile(r"(; Type: MATERIALIZED VIEW DATA; .*\n--\n\n)REFRESH .*")
+REFRESH = re.compile(
+    r'(; Type: MATERIALIZED VIEW DATA; .*\n--\n\n)REFRESH (?:"[^"]*"|[^;"])*;'
+)
 # What pg_dump writes for the next entry, before the comment of that.
 KEPT = "^SET (SESSION AUTHORIZATION|search_path|default_[a-z_]+) "
 # Entries that DEFINITIONS does not write, or under other names, and those of
@@ -2656,7 +2709,9 @@ def verdict_on_load(
         return failure
     before = [each for each in reading.entries if each.line <= report.line]
     entry = before[-1]
-    sentence = report.sentence(of_rows=entry.kind in ("TABLE DATA", "BLOBS"))
+    # A row whose COPY is lost is no SQL: the word that is not understood is its.
+    is_of_rows = entry.kind in ("TABLE DATA", "BLOBS") or report.code == "42601"
+    sentence = report.sentence(is_of_rows)
     thing = entry.thing.strip(" .") or "the header"
     place = restored.run.redacted(f"line {report.line}, {thing}: {sentence}")
     # The server's own script makes an extension, but for the statement as such.
@@ -2758,11 +2813,8 @@ def not_told(
             if not entry.kind:
                 what = "what --clean drops"
             reasons[what] = "not loaded: it is about the server, or not there"
-    for name in reading.tables_without_data:
-        table = f"table {name}"
-        is_root = table in found.roots.values()  # whose partitions have all
-        if (table, "0 rows") in found.facts and not is_root:
-            reasons[table] = "the backup holds no data of it"
+    for thing in not_filled(reading, found):
+        reasons[thing] = "the backup holds no data of it"
     for is_so, what, reason in [
         (backup.format == UNREAD, "the file", "its command alone reads it"),
         (reading.has_inserts, "numbers of rows", "there are INSERTs"),
@@ -2785,6 +2837,18 @@ def not_told(
         if is_so:
             reasons[what] = reason
     return reasons
+
+
+def not_filled(reading: Reading, found: Contents) -> list[str]:
+    """Tables and sequences that a backup makes without what they held."""
+    sequences = reading.named("SEQUENCE") - reading.named("SEQUENCE SET")
+    things = [f"sequence {name}" for name in sequences]
+    for name in reading.tables_without_data:
+        table = f"table {name}"
+        is_root = table in found.roots.values()  # whose partitions have all
+        if (table, "0 rows") in found.facts and not is_root:
+            things.append(table)
+    return sorted(things)
 
 
 def insert_through_sequences(restored: Database) -> None:

@@ -564,6 +564,8 @@ WITHIN = (
     Statement("COMMENT ON COLUMN public.role.database IS 'a\nALTER SYSTEM\n';"),
     Statement("SECURITY LABEL FOR x ON TABLE public.t IS 'a\nDROP ROLE x;\n';"),
     Statement("GRANT SELECT ON TABLE public.database TO PUBLIC;"),
+    Statement("CREATE VIEW public.v AS\n SELECT 'a\n--\r\nDROP ROLE x;\n'::text;"),
+    Statement('CREATE TABLE t ("x\'\n--\r\nDROP ROLE x;\n" text);', "TABLE"),
     Statement("COPY public.t (x) FROM stdin;\nALTER SYSTEM SET\n\\.\n", "TABLE DATA"),
     Statement("INSERT INTO public.t VALUES ('a\nCREATE ROLE x;\n');", "TABLE DATA"),
     Statement(
@@ -670,6 +672,12 @@ class LongRows(io.RawIOBase):
 
 class ReadingTests(Case):
     """A backup is read once, in constant memory."""
+
+    def test_comments_with_many_parts(self) -> None:
+        """A line that could be cut in very many ways is over at once."""
+        comment = "-- Name: " + "; Type: x; Schema: " * 30_000
+        reading = read(f"--\n{comment}\n")
+        self.assertEqual(len(reading.entries), 4)
 
     def test_long_rows(self) -> None:
         """A row that is longer than the memory for it is one row."""

@@ -254,6 +254,19 @@ PECULIAR = (
         ("--create",),
         "ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C'",
     ),
+    Peculiar(
+        "values of sequences that are left out",
+        "CREATE TABLE public.kept AS SELECT 1 AS id; CREATE SEQUENCE public.s",
+        ("--exclude-table-data", "public.s"),
+        uncompared="'sequence public.s': 'the backup holds no data of it'",
+    ),
+    Peculiar(
+        "a body in quotes, edited on Windows",
+        "CREATE TABLE public.kept AS SELECT 1 AS id;"
+        " CREATE FUNCTION public.f() RETURNS text LANGUAGE plpgsql AS"
+        " E'BEGIN\\r\\n--\\r\\nRETURN ''x'';\\r\\nEND'",
+        ("--disable-dollar-quoting",),
+    ),
 )
 
 
@@ -442,6 +455,20 @@ class NoBackupTests(FileCase, table=NO_BACKUPS):
             over = drilled(here, *words)
         self.assert_verdict(over, "failed", "it is empty", act="validation")
 
+    def test_name_of_a_stream(self) -> None:
+        """It would be another file in each program."""
+        with place() as here, copied("plain", here.backup).open() as file:
+            over = drilled(here, "--backup", f"/dev/fd/{file.fileno()}")
+        self.assert_verdict(over, "error", "is no file", act="creation")
+
+    def test_another_file_meanwhile(self) -> None:
+        """A backup that is replaced while it is judged could not be judged."""
+        with place() as here:
+            copied("plain", here.backup)
+            here.stand_in("psql", f"touch -d @1 '{here.backup}'", LOADS)
+            over = judged(here)
+        self.assert_verdict(over, "error", "changed while it was", act="restore")
+
     def test_report_in_place_of_the_backup(self) -> None:
         """The report is not written over what it speaks of."""
         with place() as here:
@@ -502,6 +529,21 @@ MISSING = (
         "",
     ),
     Content("the end of a quote", f"SELECT $x$;\n{KEPT}", "failed", "42601"),
+    Content(
+        "the head of rows",
+        KEPT.replace(KEPT[KEPT.index("--\n-- Data") : KEPT.index("Kro")], "")
+        .replace("Krokodil", "Krokodil; x")
+        .replace("\\.\n", "")
+        + KEPT.replace("kept", "other"),
+        "failed",
+        "what is no SQL",
+    ),
+    Content(
+        "nothing, as data are there twice",
+        KEPT + KEPT.partition("\n\n\n")[2],
+        "failed",
+        "table public.kept: its data are there twice",
+    ),
 )
 BEYOND = (
     Content("roles", f"{KEPT}CREATE ROLE mallory;", "error", "--throwaway"),
@@ -615,6 +657,13 @@ class LeftOutTests(Case):
         self.assert_verdict(passed, "passed")
         self.assertIn("acl DATABASE live", passed.not_compared)
         self.assert_verdict(failed, "failed", f"line {line}, view public.v: 42601")
+
+    def test_notes_behind_the_end(self) -> None:
+        """However many there are, they are no data, and do not blind the control."""
+        with place() as here:
+            here.backup.write_text(plain(KEPT) + "-- a note of the operator's\n" * 400)
+            over = judged(here)
+        self.assert_verdict(over, "passed")
 
 
 BAD_ENTRY = """-- Name: v; Type: VIEW; Schema: public; Owner: -

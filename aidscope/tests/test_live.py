@@ -112,6 +112,20 @@ FORMS = (
         name='Odd "Name" 100%',
     ),
     Healthy(
+        "texts that look like something else",
+        r"""
+        CREATE TABLE public.kept (a text DEFAULT E'\n--\n-- PostgreSQL database dump\n',
+            b text DEFAULT E'it''s "\n--\r\n', "c's" text CHECK ("c's" <> E'\n--\r\n'),
+            d text DEFAULT E'complete\n--\n-- Name: q; Type: TABLE DATA; Schema: public;'
+                           ' Owner: o\n--\n');
+        INSERT INTO public.kept DEFAULT VALUES;
+        CREATE VIEW public.v AS SELECT E'\r\n--\r\n'::text AS "a ""b"
+         WHERE 'x' <> E'\n-- PostgreSQL database dump complete\n'
+        """,
+        1,
+        1,
+    ),
+    Healthy(
         "names that differ by a quote",
         """
         CREATE TABLE public.ab AS SELECT 1 AS id;
@@ -186,6 +200,13 @@ class HealthyRowsTests(HealthyCase, table=ROWS):
 
 class HealthyFormsTests(HealthyCase, table=FORMS):
     """How names and values are written."""
+
+    def test_view_with_a_name_of_two_lines(self) -> None:
+        """Its rows are made in no reference."""
+        sql = 'CREATE TABLE t AS SELECT 1; CREATE MATERIALIZED VIEW "m;\nv" AS TABLE t'
+        with place() as here, database(sql) as name:
+            over = drilled(here, *LIVE, database=name)
+        self.assert_verdict(over, "passed")
 
     def test_sample_in_another_encoding(self) -> None:
         """The rehearsal's sample fits a server of any encoding."""

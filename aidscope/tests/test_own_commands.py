@@ -107,6 +107,12 @@ EXITS = (
         "bash -c 'set -o pipefail; pg_dump -d nosuch | gzip > \"$BACKUP_FILE\"'",
         "the backup command exited with 1",
     ),
+    Making(
+        "a source that is changed",
+        f"psql -q -c 'DELETE FROM backup_drill.event'; {DUMP}",
+        "changed its source\n  table backup_drill.event",
+        arguments=("-k", "creation"),
+    ),
     Making("in the background", f"{DUMP} & sleep 600 & exit 0", "still ran"),
     Making("an orphan", f"{DUMP}; (nohup sleep 600 > /dev/null 2>&1 &)", "still ran"),
     Making("in a group of its own", "timeout 600 sleep 600 &", NOTHING),

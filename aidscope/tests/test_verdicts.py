@@ -1004,7 +1004,7 @@ CONTROLS = (
         "the hash of rows",
         drill,
         "ROWS",
-        drill.ROWS.replace("sum(hashint8extended(", "sum(0 * hashint8extended("),
+        drill.ROWS.replace("sum(hashtextextended(", "sum(0 * hashtextextended("),
         "restore",
         "saw no change of a value",
     ),
