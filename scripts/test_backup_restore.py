@@ -47,6 +47,7 @@ hints, the evidence, the command line. Whoever has one question may begin here:
                                         require_damage_seen
     what counts as data in a file       TELLING, Reading.read_on
                                         Reading.take_block, Reading.take_rows
+    what is only text in a file         Reading.close_quotes, Reading.whole
     what is never loaded                Reading.note, require_loadable
     what files are taken for            KNOWN_FORMATS, readable_backup
     what the project's code can reach   run_on_scratch_database

@@ -461,7 +461,7 @@ REPLACED = (
     Beside(
         "the file by itself twice",
         written(twice),
-        "found     table backup_drill.item: 200 rows",
+        "table backup_drill.item: its data are there twice",
     ),
     Beside("the file by its gzip", written(gzip.compress), NO_HEADER),
     Beside("ends of lines by CR LF", changed(b"\n", b"\r\n"), "lines end in CR LF"),

@@ -557,8 +557,7 @@ BEYOND = (
     ),
     Content(
         "another server",
-        f"{FOREIGN}{KEPT}{KEPT.partition('---')[0]}"
-        + KEPT.partition("\n\n\n")[2].replace("kept", "sand"),
+        FOREIGN + KEPT + KEPT.partition("\n\n\n")[2].replace("kept", "sand"),
         "error",
         "foreign tables",
     ),
@@ -593,7 +592,7 @@ COMMANDS = (
     ),
     Content(
         "behind a quote that a backslash does not keep open",
-        "SELECT 'a\\' \\! touch {escaped}\n';",
+        "SELECT 'a\\' \\! touch {escaped}\n;",
         "failed",
         "a command for psql",
     ),
