@@ -180,6 +180,26 @@ class ContentTests(MakingCase, table=CONTENTS):
 
     act = "validation"
 
+    def test_value_that_half_a_hash_does_not_tell(self) -> None:
+        """Two rows that are one in 32 bits of what is hashed are two."""
+        sql = (
+            "CREATE TABLE acct (id int, balance int); INSERT INTO acct VALUES (1, 3587)"
+        )
+        change = "pg_dump | sed 's/\\b3587$/391779/' > \"$BACKUP_FILE\""
+        with place() as here, database(sql) as name:
+            over = commanded(here, *LIVE, "--backup-command", change, source=name)
+        found = "found     table public.acct: rows with hash"
+        self.assert_verdict(over, "failed", found, act="restore")
+
+    def test_password_in_a_function(self) -> None:
+        """A definition that differs is shown without it."""
+        sql = f"""CREATE TABLE t AS SELECT 1; CREATE FUNCTION f() RETURNS text
+        LANGUAGE sql AS $$SELECT 'host=x password={SECRET}'$$"""
+        change = "pg_dump | sed 's/host=x/host=y/' > \"$BACKUP_FILE\""
+        with place() as here, database(sql) as name:
+            over = commanded(here, *LIVE, "--backup-command", change, source=name)
+        self.assert_verdict(over, "failed", "host=y password=[REDACTED]", act="restore")
+
     def test_another_database_than_that_of_many_tables(self) -> None:
         """The hint is not lost behind a long list."""
         tables = "".join(f"CREATE TABLE t{n} AS SELECT 1 AS x;" for n in range(25))
