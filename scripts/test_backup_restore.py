@@ -1367,11 +1367,12 @@ def require_differences_seen(restored: Database, found: Contents) -> None:
     script = f"{PINNED}{RELATION}{ROWS}{SMALLEST}"
     some_rows = contents_from(restored.ask(script, origin=f"{SOME_ROWS} AS t"))
     with_nulls = contents_from(restored.ask(script, origin=f"{CHANGED_ROWS} AS t"))
+    facts_alone = replace(found, script="")  # no definitions are read again
     names = {line for line in found.facts if line[1] == "in order"} or found.facts
-    without_name = replace(found, facts=found.facts - {min(names)})
+    without_name = replace(facts_alone, facts=found.facts - {min(names)})
     other_sql = found.script.replace("\nCREATE ", "\nCREATE OTHER ", 1)
     changes = {
-        "a name": (found, without_name),
+        "a name": (facts_alone, without_name),
         "a definition": (found, replace(found, script=other_sql)),
     }
     if any(rows_of_tables(some_rows).values()):  # else all are NULL
@@ -1550,14 +1551,15 @@ class Reading:
             self.filled.add(self.entry.line)
             if is_whole_insert(line):  # of which there may be millions
                 return
+        if self.noted["CR LF"]:  # behind it, nothing is as it was
+            return
         match = TELLS.match(line)
-        # Behind CR LF, nothing is as it was.
-        if match and not self.noted["CR LF"]:
+        if match:
             what, _ = TELLING[match.lastindex - 1]
             value = match[match.lastindex]
             self.note(what, self.text(value))
             self.read_on(what, value, line, before)
-        elif not match:
+        else:
             self.close_quotes(line)
 
     def read_on(
@@ -1578,7 +1580,7 @@ class Reading:
         elif what == "footer":
             self.begin(Entry(BEHIND, self.line - 1))
         elif what == "insert":
-            self.whole(line, b"'", behind=b" VALUES")
+            self.whole(CLOSED.sub(b"", line), b"'")
         elif what == "copy" and kind == "TABLE DATA":
             self.take_block(self.whole(line, b'"', b" FROM stdin;\n"))
         elif what == "setval" and kind == "SEQUENCE SET":
@@ -1586,7 +1588,8 @@ class Reading:
         elif what == "body" and kind in ("FUNCTION", "PROCEDURE"):
             self.whole(line, value)
         else:
-            self.take_roles(line)
+            if what in ("roles", "on database"):
+                self.take_roles(line)
             self.close_quotes(line)
 
     def close_quotes(self, line: bytes) -> None:
@@ -1693,14 +1696,9 @@ class Reading:
             value += ", not called yet"
         self.sequences[f"sequence {self.name_in(state)}"] = value
 
-    def whole(
-        self, line: bytes, quote: bytes, end: bytes = b";\n", behind: bytes = b""
-    ) -> bytes:
-        """The statement that begins with a line, cut at LONGEST.
-
-        It ends where quotes, counted from behind that word on, are closed.
-        """
-        quotes = line[line.find(behind) :].count(quote)
+    def whole(self, line: bytes, quote: bytes, end: bytes = b";\n") -> bytes:
+        """What begins with a line, to an end behind closed quotes; cut at LONGEST."""
+        quotes = line.count(quote)
         pieces = [line]
         size = len(line)
         while quotes % 2 or not line.endswith(end):
@@ -2716,12 +2714,11 @@ def verdict_on_load(
     thing = entry.thing.strip(" .") or "the header"
     place = restored.run.redacted(f"line {report.line}, {thing}: {sentence}")
     # The server's own script makes an extension, but for the statement as such.
-    is_of_others = entry.kind == "EXTENSION" and report.code != "42601"
-    if entry.kind == BEHIND and reading.has_sql_behind:
-        is_of_others = True
+    by_extension = entry.kind == "EXTENSION" and report.code != "42601"
+    by_others = entry.kind == BEHIND and reading.has_sql_behind
     same_major = set(reading.versions) == {restored.major}
-    same_order = has_same_order(restored, backup)
-    if not is_of_others and report.blames_backup(same_major, same_order):
+    is_blamed = report.blames_backup(same_major, has_same_order(restored, backup))
+    if is_blamed and not by_extension and not by_others:
         return BackupIsBad(f"{fact}\n  {place}")
     return NotJudged(fact, place, hint_for(report.cause))
 

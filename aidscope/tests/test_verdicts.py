@@ -588,7 +588,6 @@ class MissingTests(HealthyCase, table=MISSING):
             judged(here, OTHER_LOCALE)
             words = ("--backup", str(here.backup), "--no-throwaway", "--strict")
             over = drilled(here, *words)
-
         self.assert_verdict(over, "error", "xx_XX", "install the locale", act="restore")
 
 
