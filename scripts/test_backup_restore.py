@@ -458,6 +458,11 @@ class Run:
             text = text.replace(form, "[REDACTED]")
         return text
 
+    @cached_property
+    def installed(self) -> str:
+        """The folders of PostgreSQL's programs, a line each, with a version."""
+        return output_of(self.started("/bin/sh", "-c", FIND_PROGRAMS))
+
     def file_with(self, text: str = "") -> File:
         """A nameless file with the text, for a program to read or to write."""
         # Not in the folder, which a team's command could remove.
@@ -3329,10 +3334,9 @@ def manage_script(database: Database, project: Project) -> Path:
 CLIENTS = ("pg_dump", "psql", "pg_restore")
 SERVER_PROGRAMS = (*CLIENTS, "postgres", "initdb", "pg_ctl")
 NEWEST = 0  # in place of a major version
-# The folders that have all programs "$@", with what the first says of its
-# version: those of PATH, Debian, Red Hat, Alpine, Homebrew and Postgres.app.
-# Debian's wrapper, which runs the newest version whatever was asked for, is
-# passed over.
+# The folders that have all clients, with what the first says of its version:
+# those of PATH, Debian, Red Hat, Alpine, Homebrew and Postgres.app. Debian's
+# wrapper, which runs the newest version whatever was asked for, is passed over.
 FIND_PROGRAMS = r"""
 IFS=:
 for folder in $PATH /usr/lib/postgresql/*/bin /usr/pgsql-*/bin \
@@ -3340,9 +3344,12 @@ for folder in $PATH /usr/lib/postgresql/*/bin /usr/pgsql-*/bin \
     /usr/local/opt/postgresql@*/bin \
     /Applications/Postgres.app/Contents/Versions/*/bin
 do
-    for program; do [ -x "$folder/$program" ] || continue 2; done
-    case $(readlink -f "$folder/$1") in */pg_wrapper) continue ;; esac
-    echo "$folder:$("$folder/$1" --version)"
+    for client in psql pg_restore pg_dump
+    do
+        [ -x "$folder/$client" ] || continue 2
+    done
+    case $(readlink -f "$folder/pg_dump") in */pg_wrapper) continue ;; esac
+    echo "$folder:$("$folder/pg_dump" --version)"
 done
 """
 # /usr/lib/postgresql/15/bin:pg_dump (PostgreSQL) 15.20 (Debian 15.20-0+deb12u1)
@@ -3400,11 +3407,10 @@ class Programs:
 
 def found_programs(run: Run, major: int, names: Command) -> Programs:
     """Programs of a major version, which may be NEWEST; else newer ones."""
-    command = ("/bin/sh", "-c", FIND_PROGRAMS, "find", *names)
-    said = output_of(run.started(*command))
     found = [
         Programs(run, Path(folder), version, int(number))
-        for folder, version, number in FOUND.findall(said)
+        for folder, version, number in FOUND.findall(run.installed)
+        if all(shutil.which(name, path=folder) for name in names)
     ]
     fitting = [programs for programs in found if programs.major >= major]
     nearest = min

@@ -24,9 +24,9 @@ import tempfile
 import time
 import unittest
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from multiprocessing.util import Finalize
 from pathlib import Path
 from types import TracebackType
@@ -34,6 +34,7 @@ from typing import Any
 from urllib.parse import quote
 
 import psycopg2
+from psycopg2.extensions import connection
 
 from scripts.test_backup_restore import SAMPLE
 
@@ -252,21 +253,36 @@ class Server:
         where = f"{quote(str(self.data), safe='')}/{quote(database, safe='')}"
         return f"postgresql://{who}@{where}"
 
+    def session(self, database: str, user: str = "postgres") -> connection:
+        """A new session, of which each statement is a transaction."""
+        made = psycopg2.connect(host=str(self.data), dbname=database, user=user)
+        made.autocommit = True
+        return made
+
+    @cached_property
+    def lasting_session(self) -> connection:
+        """A session for what is said to the server, as most of the time is a start's."""
+        return self.session("postgres")
+
     def query(self, database: str, sql: str, user: str = "postgres") -> list[tuple]:
         """Run SQL, and return the rows of its last statement."""
-        connection = psycopg2.connect(host=str(self.data), dbname=database, user=user)
-        try:
-            connection.autocommit = True
-            cursor = connection.cursor()
-            cursor.execute(sql)
-            return cursor.fetchall() if cursor.description else []
-        finally:
-            connection.close()
+        if (database, user) == ("postgres", "postgres"):
+            return rows_of(self.lasting_session, sql)
+        with closing(self.session(database, user)) as session:
+            return rows_of(session, sql)
 
     def control(self, *arguments: str, **environment: str) -> None:
-        """Run pg_ctl."""
+        """Run pg_ctl; the session that lasts may end with the server."""
+        self.__dict__.pop("lasting_session", None)
         words = ("-w", "-s", "-D", str(self.data), "-l", str(self.data / "log"))
         run_as_owner(self.data, "pg_ctl", *words, *arguments, **environment)
+
+
+def rows_of(session: connection, sql: str) -> list[tuple]:
+    """The rows of the last statement of the SQL, which is run."""
+    with session.cursor() as cursor:
+        cursor.execute(sql)
+        return cursor.fetchall() if cursor.description else []
 
 
 def started_server(folder: Path, settings: str = "", **environment: str) -> Server:
@@ -343,7 +359,7 @@ SUBSCRIPTIONS = """
 SELECT quote_ident(subname)
   FROM pg_subscription
   JOIN pg_database AS d ON d.oid = subdbid
- WHERE datname = current_database()
+ WHERE datname = '{name}'
 """
 TABLES = """
 SELECT oid::regclass::text, coalesce(pg_partition_root(oid), oid)::regclass::text
@@ -365,8 +381,7 @@ def database(sql: str = "", clauses: str = "", name: str = "") -> Iterator[str]:
             execute(name, sql.replace("{me}", quoted))
         yield name
     finally:
-        execute("postgres", f"ALTER DATABASE {quoted} RESET ALL")
-        for (subscription,) in query(name, SUBSCRIPTIONS):
+        for (subscription,) in query("postgres", SUBSCRIPTIONS.format(name=name)):
             for change in ("DISABLE", "SET (slot_name = NONE)"):
                 execute(name, f"ALTER SUBSCRIPTION {subscription} {change}")
             execute(name, f"DROP SUBSCRIPTION {subscription}")
