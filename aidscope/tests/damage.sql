@@ -266,10 +266,10 @@ CREATE INDEX visit_2024_who_idx ON extra.visit_2024 (who);
 
 -- > expected  view extra.dear
 DROP VIEW extra.dear;
--- > found     view extra.dear: WHERE (value.price > (3)::numeric)
+-- > found     view extra.dear: WHERE (...price > (3)::numeric)
 CREATE OR REPLACE VIEW extra.dear WITH (security_barrier) AS SELECT id, label FROM
   extra.value WHERE price > 3;
--- > found     view backup_drill.awkward: SELECT i.id
+-- > found     view backup_drill.awkward: FROM backup_drill.item i
 CREATE OR REPLACE VIEW backup_drill.awkward AS SELECT i.id, i."Note" FROM
   backup_drill.item AS i WHERE i.kind IN ('awkward');
 -- > found     view extra.dear: CREATE VIEW extra.dear AS
@@ -279,7 +279,7 @@ DROP VIEW extra.dear;
 CREATE TABLE extra.dear AS SELECT id, label FROM extra.value WHERE price > 2;
 -- > found     default extra.dear label
 ALTER VIEW extra.dear ALTER label SET DEFAULT 'x';
--- > found     materialized view extra.counted: SELECT count(line.value) AS lines
+-- > found     materialized view extra.counted: SELECT count(...value) AS lines
 DROP MATERIALIZED VIEW extra.counted;
 CREATE MATERIALIZED VIEW extra.counted AS SELECT count(value) AS lines FROM extra.line;
 -- > expected  rows of materialized view extra.counted: made

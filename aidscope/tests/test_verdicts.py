@@ -460,7 +460,7 @@ MISSING = (
     ),
     Healthy(
         "a schema in which an extension may be",
-        added("CREATE EXTENSION adminpack SCHEMA shop;"),
+        added("DROP EXTENSION plpgsql CASCADE; CREATE EXTENSION plpgsql SCHEMA shop;"),
         "0A000",
         "a server like the source's",
     ),
