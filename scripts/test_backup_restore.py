@@ -3354,7 +3354,8 @@ done
 """
 # /usr/lib/postgresql/15/bin:pg_dump (PostgreSQL) 15.20 (Debian 15.20-0+deb12u1)
 FOUND = re.compile(r"^(.+):\w+ \(PostgreSQL\) ((\d+)\S*)", re.MULTILINE)
-# The last value has the clauses of CREATE DATABASE for one like the session's.
+# `locale` has the clauses of CREATE DATABASE for one like the session's; last is
+# whether the session has our options.
 ABOUT = """
 SELECT json_build_object(
        'name', datname,
@@ -3374,6 +3375,7 @@ SELECT json_build_object(
        to_jsonb(d) AS row,
        coalesce(row ->> 'datlocale', row ->> 'daticulocale') AS name
  WHERE datname = current_database();
+SELECT to_json(current_setting('client_connection_check_interval'));
 """
 # A server in the folder $1, by the programs in $2, within $3 seconds, with
 # letters as in $4; no TCP, and no disk to wait for, as all is thrown away.
@@ -3493,7 +3495,10 @@ def introduced(database: Database, starting: Program | None = None) -> Database:
     with step("ask the server"):
         if starting:
             starting.wait()
-        (about,) = database.ask(ABOUT)
+        about, interval = database.ask(ABOUT)
+    if interval != "500ms":  # of SETTINGS
+        fact = "the options of sessions are ignored, as by a pooler"
+        raise NotJudged(fact, "let the settings name the server itself")
     return replace(database, **about)
 
 

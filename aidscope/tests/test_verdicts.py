@@ -1155,6 +1155,15 @@ def tools() -> Path:
 
 # --- Servers --------------------------------------------------------------------------
 
+# The words of a connection, but for its options.
+WITHOUT_OPTIONS = r"""
+for word
+do
+    shift
+    set -- "$@" "$(printf '%s' "$word" | sed "s/ options='[^']*'//")"
+done
+"""
+
 
 class ServerTests(Case):
     """A server that the drill cannot work on is an error that says why."""
@@ -1180,6 +1189,13 @@ class ServerTests(Case):
             gone = Server(here.folder)
             over = drilled(Place(here.folder, gone), "--live")
         self.assert_no_work(over, str(here.folder), "check host and port")
+
+    def test_ignored_options(self) -> None:
+        """A pooler may ignore them, and hand on to others what a session has set."""
+        with place() as here:
+            here.stand_in("psql", WITHOUT_OPTIONS)
+            over = drilled(here, "--live")
+        self.assert_no_work(over, "options of sessions are ignored", "server itself")
 
     def test_no_right_to_make_databases(self) -> None:
         """A role needs it, unless the server is private."""
