@@ -149,8 +149,7 @@ class BackupRestoreTests(unittest.TestCase):
     def setUpClass(cls) -> None:
         atexit.register(cls.doClassCleanups)  # as unittest does not at Ctrl-C
         cls.enterClassContext(interruptible())
-        options = cls.options or parsed([])[0]
-        cls.drill = Drill(options, cls.enterClassContext)
+        cls.drill = Drill(cls.options or given_options(), cls.enterClassContext)
         cls.addClassCleanup(cls.drill.evidence.publish)
         cls.drill.evidence.judge("set-up", cls.drill.set_up)
 
@@ -756,6 +755,7 @@ SETTINGS = """
  -c idle_in_transaction_session_timeout=0 -c default_transaction_read_only=off
  -c standard_conforming_strings=on -c client_connection_check_interval=500
 """
+LONGEST_TIMEOUT = 2**31 - 1  # milliseconds, of PostgreSQL
 SCRATCH_NAME = f"^{MARK}[0-9a-f]{{16}}_(source|reference|restored)$"
 # Each run holds a lock, by the number in the names of its databases: where nobody
 # holds it, the run is over.
@@ -818,12 +818,13 @@ class Database:
     major: int = 0
     encoding: str = "UTF8"
     locale: str = ""  # the clauses of CREATE DATABASE for one like it
+    has_settings: bool = False  # by ALTER DATABASE ... SET
     private: bool = False  # on a server that this run has started
 
     def options(self) -> str:
         """The options of a session: the project's, and ours."""
         timeout = round(self.run.options.timeout * 1000)
-        ours = SETTINGS.format(timeout=timeout)
+        ours = SETTINGS.format(timeout=min(timeout, LONGEST_TIMEOUT))
         if self.major >= 17:
             ours += " -c transaction_timeout=0"
         theirs = self.words.get("options", "")
@@ -932,17 +933,20 @@ def made_database(
     """
     name = name or f"{server.run.folder.name}_{purpose}"
     locale = like.locale or f"ENCODING '{like.encoding}'"
+    other_locale = server.locale
+    if like.encoding != server.encoding:  # C takes all of them
+        other_locale = f"ENCODING '{like.encoding}' LC_COLLATE 'C' LC_CTYPE 'C'"
     with step(f"make {name}"):
         (is_missing,) = server.ask(
             CREATE,
             name=name,
             strict=str(server.run.options.strict).lower(),
             locale=locale,
-            other_locale=server.locale,
+            other_locale=other_locale,
         )
     if is_missing:
         log.warning("a locale is missing here: %s", locale)
-        return replace(server, name=name)
+        locale = other_locale
     return replace(server, name=name, encoding=like.encoding, locale=locale)
 
 
@@ -984,13 +988,16 @@ class Contents:
 
 # How to make all objects, without their rows, as PostgreSQL itself tells it.
 DEFINITIONS = ("pg_dump", "--section=pre-data", "--section=post-data", "--no-blobs")
+# What follows a definition: its owner, and what is set for the next one.
 # ALTER TABLE public.film OWNER TO anna;
-OWNER_SET = r"(?m)^ALTER .* OWNER TO .*;\n?"
+# SET default_tablespace = '';
+BEHIND_DEFINITION = r"(?m)(^(ALTER .* OWNER TO .*;|SET default_\w+ = .*;|)\n?)+\Z"
 # Entries whose SQL may hold a password, and the texts in it.
 WITH_SECRETS = ("server ", "user mapping ", "subscription ", "foreign ")
 LITERAL = r"'(?:[^']|'')*'"
-# password=it's_me, in a connection string of a function's
-PASSWORD = r"(?i)(passw(?:or)?d *= *)[^\s;]+"
+# Lines that may hold one: PERFORM dblink('host=h password=it''s_me', sql);
+# ALTER ROLE anna PASSWORD 'open sesame'; postgresql://anna:sesame@h/live
+PASSWORD = r"(?im)^.*(passw(or)?d\W*[='\"]|://\S*:\S*@).*"
 # Text depends on these settings.
 PINNED = """
 SET timezone TO 'UTC'; SET datestyle TO 'ISO, YMD';
@@ -1112,8 +1119,9 @@ LATERAL lo_lseek64(lo_open(l.oid, x'40000'::integer), 0, 2) AS size,
 LATERAL hashtextextended(ROW(
         l.oid, pg_get_userbyid(l.lomowner),
         obj_description(l.oid, 'pg_largeobject'),
-        (SELECT string_agg(a::text, ',' ORDER BY a::text COLLATE "C")
-           FROM unnest(coalesce(lomacl, acldefault('L', lomowner))) AS a),
+        (SELECT string_agg(granted, ',' ORDER BY granted COLLATE "C")
+           FROM unnest(coalesce(lomacl, acldefault('L', lomowner))) AS a,
+        LATERAL split_part(a::text, '/', 1) AS granted),  -- and by whom
         size,
         (SELECT string_agg(md5(lo_get(l.oid, at, 1048576)), '' ORDER BY at)
            FROM generate_series(0, size - 1, 1048576) AS at)
@@ -1124,14 +1132,10 @@ LATERAL hashtextextended(ROW(
 # that a partition has from its parent, of triggers that PostgreSQL numbers.
 NAMES = r"""
 SELECT json_build_array(CASE WHEN reason IS NULL THEN 'line' ELSE 'reason' END,
-                        type || ' ' || identity, coalesce(reason, 'in order'))
+                        type || ' ' || identity,
+                        coalesce(reason, 'in order' || ', by ' || am, 'in order'))
   FROM (SELECT classid, objid
           FROM pg_depend
-         UNION
-        SELECT classid, objid
-          FROM pg_shdepend
-          JOIN pg_database AS d ON d.oid = dbid
-         WHERE datname = current_database()
         EXCEPT
          TABLE member) AS o
   LEFT JOIN relation AS r ON r.oid = objid AND classid = 'pg_class'::regclass
@@ -1139,6 +1143,10 @@ SELECT json_build_array(CASE WHEN reason IS NULL THEN 'line' ELSE 'reason' END,
   LEFT JOIN pg_constraint AS k
     ON k.oid = objid AND classid = 'pg_constraint'::regclass,
 LATERAL pg_identify_object(classid, objid, 0),
+LATERAL (SELECT (SELECT nullif(amname, 'heap')
+                   FROM pg_am
+                  WHERE pg_am.oid = relam
+                    AND amtype = 't') AS am) AS stored,
 LATERAL (SELECT CASE
        WHEN relkind = 'f' THEN 'the rows lie elsewhere'
        WHEN relkind = 'm' THEN 'the rows are made anew'
@@ -1154,19 +1162,36 @@ LATERAL (SELECT CASE
                        AND tgenabled <> 'O')
        THEN 'its triggers are switched off' END AS reason) AS why
  WHERE objid >= 16384
-   AND classid <> 'pg_largeobject'::regclass
    AND NOT coalesce(contype = 'f' AND conparentid <> 0, false)
+   -- From 18 on, each NOT NULL is one, too; definitions tell it in all versions.
+   AND NOT coalesce(contype = 'n', false)
    AND identity !~ '(^|\m(on|for) )pg_(toast|temp_\d+|toast_temp_\d+)(\.|$)'
    AND identity !~ '_ConstraintTrigger_[a-z_]*\d+"';
 """
-# Rows of other tables of extensions are in no backup.
+# What may be otherwise in another version of its extension: the rows that it
+# lists, and the indexes, constraints and triggers of its tables.
 EXTENSIONS = r"""
 SELECT json_build_array('extension', kind || name, extension)
   FROM relation,
 LATERAL (SELECT CASE relkind WHEN 'S' THEN 'sequence ' ELSE 'table ' END)
      AS k (kind)
  WHERE extension IS NOT NULL;
+SELECT json_build_array('extension', type || ' ' || identity,
+                        extname || ' ' || extversion)
+  FROM (SELECT indrelid, 'pg_class'::regclass, indexrelid
+          FROM pg_index
+         UNION ALL
+        SELECT conrelid, 'pg_constraint'::regclass, oid
+          FROM pg_constraint
+         UNION ALL
+        SELECT tgrelid, 'pg_trigger'::regclass, oid
+          FROM pg_trigger) AS part (whole, classid, objid)
+  JOIN pg_depend AS d
+    ON d.classid = 'pg_class'::regclass AND d.objid = whole AND deptype = 'e'
+  JOIN pg_extension AS e ON e.oid = refobjid,
+LATERAL pg_identify_object(part.classid, part.objid, 0);
 """
+# Rows of other tables of extensions are in no backup.
 MEMBERS = r"""
 SELECT json_build_array('reason', 'rows of table ' || c.oid::regclass,
                         'an extension''s, which no backup holds')
@@ -1266,7 +1291,7 @@ def definitions_in(script: str) -> set[Line]:
             found.add((entry.thing, f"owner: {entry.owner}"))
             # Its comment has three lines; lines are counted from 1.
             own = lines[entry.line + 2 : following.line - 1]
-            sql = re.sub(OWNER_SET, "", "\n".join(own))
+            sql = re.sub(BEHIND_DEFINITION, "", "\n".join(own))
             # Two can have one comment, where names differ by a line feed.
             definitions[entry.thing] += sql.strip() + "\n"
     for thing, sql in definitions.items():
@@ -1275,7 +1300,7 @@ def definitions_in(script: str) -> set[Line]:
         found.add((thing, f"SQL with hash {digest[:16]}"))
         if thing.startswith(WITH_SECRETS):
             sql = re.sub(LITERAL, "'[REDACTED]'", sql)
-        sql = re.sub(PASSWORD, r"\1[REDACTED]", sql)
+        sql = re.sub(PASSWORD, "[REDACTED]", sql)
         texts = {line.strip(" \t,;") for line in sql.split("\n")} - {""}
         found.update((thing, text) for text in texts)
     return found
@@ -1414,6 +1439,7 @@ ENTRY = re.compile(
 LONGEST_ENTRY = 2**13  # bytes of its comment
 # Texts and quoted names that end where they begin: 'it''s', "a b"
 CLOSED = re.compile(rb"""'[^']*'|"[^"]*["]""")
+QUOTE = re.compile(rb"""['"]""")
 # Kinds of entries that are read in other ways, or are no entries.
 NO_DEFINITIONS = ("", BEHIND, "TABLE DATA", "SEQUENCE SET", "BLOBS")
 # COPY public."a.b" (id, name) FROM stdin;
@@ -1604,10 +1630,13 @@ class Reading:
         """
         if self.entry.kind in NO_DEFINITIONS or line.startswith(b"--"):
             return
-        rest = CLOSED.sub(b"", line)
-        opened = re.search(rb"""['"]""", rest)
-        if opened:
-            self.whole(rest, opened[0], end=b"\n")
+        opened = QUOTE.search(CLOSED.sub(b"", line))
+        while opened:
+            piece = self.piece()
+            if not piece:
+                self.problems.append(f"line {self.line}: a text has no end")
+                break
+            opened = QUOTE.search(CLOSED.sub(b"", opened[0] + piece))
 
     def note(self, what: str, value: str) -> None:
         """Note what was told, or that it is about the server: not to be loaded."""
@@ -2173,8 +2202,9 @@ def unchanged(backup: Backup) -> Iterator[None]:
     try:
         yield
     finally:
-        if backup.state and state_of(backup.original) != backup.state:
-            fact = f"{backup.original} changed while it was judged"
+        path = backup.original  # which a restore command may remove
+        if backup.state and path.exists() and state_of(path) != backup.state:
+            fact = f"{path} changed while it was judged"
             raise NotJudged(fact, "judge a copy of it, or wait until it is complete")
 
 
@@ -2447,11 +2477,13 @@ def problems_of_source(reading: Reading, backup: Backup) -> Lines:
     """Which rows and values of sequences the source had otherwise."""
     run = backup.source.run
     contents = backup.contents
-    facts = without(contents.facts, contents.moved)
+    foreign = {f"table {name}" for name in reading.named("FOREIGN TABLE")}
+    uncounted = contents.moved | foreign
+    facts = without(contents.facts, uncounted)
     had = {line for line in facts if re.fullmatch(SAID, line[1])}
     if reading.has_inserts:  # whose rows are not counted
         had = {line for line in had if not line[0].startswith("table ")}
-    said = without(said_by(reading, contents.roots), contents.moved)
+    said = without(said_by(reading, contents.roots), uncounted)
     problems = list(map(str, unaccepted(differences(had, said), run)))
     if problems and run.options.live:
         problems.insert(0, "if a table was truncated beside the dump, run again")
@@ -2527,7 +2559,7 @@ def require_damage_seen(beginning: bytes) -> None:
 GLOBALS = r"""
 SELECT DISTINCT format('CREATE ROLE %I SUPERUSER LOGIN', name)
   FROM json_array_elements_text(:'roles') AS name
- WHERE name !~* '^pg_|^public$|^current_user$'
+ WHERE name !~ '^pg_|^(public|PUBLIC|CURRENT_USER)$'
    AND name NOT IN (SELECT rolname FROM pg_roles) \gexec
 SELECT DISTINCT format('CREATE TABLESPACE %I LOCATION ''''', name)
   FROM json_array_elements_text(:'tablespaces') AS name
@@ -2541,6 +2573,12 @@ CHECK = r"""
 BEGIN READ ONLY;
 SELECT format(E'SELECT to_json((%s\n))', :'check') \gexec
 """
+# A value that is cast to regclass, say, is named if there is no such thing; the
+# functions are those that look at the words of a check.
+OF_VALUES = (
+    "(42704|42883|42P01|42602|3F000)"
+    ":(?!parserOpenTable|errorMissing|ParseFuncOrColumn|op_error)"
+)
 PASSED = "passed"
 # -- Name: tally; Type: MATERIALIZED VIEW DATA; ... needs rows: no reference has
 REFRESH = re.compile(
@@ -2559,6 +2597,13 @@ UNMATCHED = (
 # A locale that orders texts by their bytes: ... LC_COLLATE = 'C' ...
 BY_BYTES = r"(?s)^(?!.*(?i:icu)).* (LC_COLLATE|LOCALE) (= )?'(C|POSIX)'"
 OLDEST_NAMES = 10  # the version that first wrote names of entries as today
+# What a value is, or whether a row is allowed, can rest on settings of the
+# database, such as its time zone, which are never loaded.
+BY_SETTINGS = "23514|22P02:cash_in"
+LOST_SETTINGS = (
+    "the source has settings of its own, by ALTER DATABASE, which are not loaded:"
+    " set them in settings.DATABASES, as OPTIONS: {'options': '-c timezone=...'}"
+)
 
 
 def provide_globals(
@@ -2723,9 +2768,20 @@ def verdict_on_load(
     by_others = entry.kind == BEHIND and reading.has_sql_behind
     same_major = set(reading.versions) == {restored.major}
     is_blamed = report.blames_backup(same_major, has_same_order(restored, backup))
+    hint = hint_for(report.cause)
+    if re.match(BY_SETTINGS, report.cause) and has_settings(backup, reading):
+        is_blamed = False
+        hint = LOST_SETTINGS
     if is_blamed and not by_extension and not by_others:
         return BackupIsBad(f"{fact}\n  {place}")
-    return NotJudged(fact, place, hint_for(report.cause))
+    return NotJudged(fact, place, hint)
+
+
+def has_settings(backup: Backup, reading: Reading) -> bool:
+    """Whether the source has settings that no backup, or no load of ours, sets."""
+    if backup.source and backup.source.has_settings:
+        return True
+    return bool(reading.named("DATABASE PROPERTIES"))
 
 
 def has_same_order(restored: Database, backup: Backup) -> bool:
@@ -2893,7 +2949,7 @@ def verdict_on_check(restored: Database, check: str) -> str:
         report = failure.report
         if not report or re.match(NO_ANSWER, report.code):
             raise
-        return report.sentence()
+        return report.sentence(bool(re.match(OF_VALUES, report.cause)))
     if answer != "true":
         return "not true"
     return PASSED
@@ -2921,6 +2977,8 @@ def verdict_on_manage(
 # project's.
 DESCRIBE = "--describe-project"
 COMMAND = "--run-project-command"
+FAILS = "the project fails:"  # so it tells what went wrong, on stderr
+MUST_NOT_RUN = 126  # the exit status of what the drill refuses, as of a shell's
 POSTGRESQL = "django.db.backends.postgresql"
 DUMMY = "django.db.backends.dummy"  # where no database is configured
 # Words of a connection that are Django's or a driver's, not libpq's.
@@ -3004,7 +3062,10 @@ def answer_of(
         try:
             program.wait()
         except ProgramFailed:
-            fault = run.redacted(program.written()).strip()
+            said = run.redacted(program.said())
+            fault = "it ended without a word of the drill's"
+            if FAILS in said:  # behind what its code has printed
+                fault = said.split(FAILS)[-1].strip()
             fact = f"{name}: the project fails"
             raise ProjectFails(fact, fault, hint_for(fault)) from None
         finally:
@@ -3022,8 +3083,9 @@ def log_words(name: str, said: str, run: Run) -> None:
 
 
 def answer(verb: str, *words: str) -> NoReturn:
-    """Print what `answer_of` asks for, or a fault of the project's; exit."""
+    """Print what `answer_of` asks for; to stderr, a fault of the project's; exit."""
     answers = os.fdopen(os.dup(1), "w")
+    errors = os.fdopen(os.dup(2), "w")
     os.dup2(2, 1)  # what the project prints is no answer
 
     def work(_: object = None) -> None:
@@ -3039,16 +3101,21 @@ def answer(verb: str, *words: str) -> NoReturn:
 
     def end(status: int) -> NoReturn:
         answers.flush()
-        sys.stderr.flush()
+        errors.flush()
         os._exit(status)  # a thread of the project's may have no end
 
     try:
         run_in_project(work, *words[1:])
     except BaseException as error:  # noqa: BLE001  the process ends below
+        sys.stderr.flush()
+        if verb == COMMAND:
+            print(error, file=errors)  # whole, as manage.py does
         # Until they are described, no secret is known that words might hold.
-        print(described(error, with_words=verb == COMMAND), file=answers)
+        print(FAILS, described(error, with_words=verb == COMMAND), file=errors)
         if verb == DESCRIBE and isinstance(error, ValueError):
-            print(f"  {ENCODE}", file=answers)
+            print(f"  {ENCODE}", file=errors)
+        if isinstance(error, NotJudged):
+            end(MUST_NOT_RUN)
     end(1)
 
 
@@ -3172,7 +3239,7 @@ def run_on_scratch_database(
     from django.db import connections
 
     if connections.all(initialized_only=True):
-        raise RuntimeError("the settings module connects to a database")
+        raise NotJudged("the settings module connects to a database")
     databases = connections.settings
     own = databases[alias]
     kept = {**own["OPTIONS"]}
@@ -3193,11 +3260,11 @@ def run_on_scratch_database(
     for database in connections.settings.values():
         for word in ("NAME", "HOST", "PORT"):
             if database[word] != scratch[word]:
-                raise RuntimeError("the project replaces its DATABASES")
+                raise NotJudged("the project replaces its DATABASES")
     if command[0] in ("dbbackup", "dbrestore"):
         for connector in getattr(settings, "DBBACKUP_CONNECTORS", {}).values():
             if connector.keys() & {"NAME", "HOST", "PORT"}:
-                raise RuntimeError("DBBACKUP_CONNECTORS names a database")
+                raise NotJudged("DBBACKUP_CONNECTORS names a database")
     call_command(*command, stdout=stdout)
 
 
@@ -3214,9 +3281,10 @@ VARIABLES = {
     "connect_timeout": "PGCONNECT_TIMEOUT",
 }
 ELSEWHERE = (
-    "nothing is as expected: did a command use another database?"
-    " It is given one by PG*, DATABASE_URL and MANAGE"
+    "nothing is as expected: did a command use another database? It is given one by"
+    " PG*, DATABASE_URL and MANAGE. Or are all data left out?"
 )
+NO_ROOM = "No space left on device"
 
 
 def run_command(
@@ -3278,9 +3346,12 @@ def verdict_on_command(shell: Program, failed: type[Exception]) -> Exception:
         ending = signal.Signals(number).name
         return NotJudged(f"{shell.name} was ended by {ending}", hint)
     fact = f"{shell.name} exited with {status}"
-    if status in (126, 127):  # of /bin/sh
+    if status in (MUST_NOT_RUN, 127):  # of /bin/sh
         missing = "a program of it is not there, or must not be run: --verbose"
         return NotJudged(fact, missing)
+    server_log = shell.run.folder / "data" / "log"  # of a private server
+    if server_log.exists() and NO_ROOM in server_log.read_text(errors="replace"):
+        return NotJudged(fact, hint_for(NO_ROOM))
     return failed(f"{fact}\n  {hint}")
 
 
@@ -3362,6 +3433,8 @@ SELECT json_build_object(
        'version', split_part(version(), ' ', 2),
        'major', current_setting('server_version_num')::integer / 10000,
        'encoding', getdatabaseencoding(),
+       'has_settings', EXISTS (SELECT FROM pg_db_role_setting
+                                WHERE setdatabase = d.oid),
        'locale', concat_ws(' ',
            format('ENCODING %L LC_COLLATE %L LC_CTYPE %L',
                   getdatabaseencoding(), datcollate, datctype),
@@ -3439,12 +3512,13 @@ def missing_programs(
 ) -> NotJudged:
     """The error that programs are missing, and how to install them."""
     fact = "missing: " + ", ".join(names)
-    if major != NEWEST:
-        fact += f" {major}"
-    versions = ", ".join(programs.version for programs in found)
     package = "postgresql-client"
     if "initdb" in names:
         package = "postgresql"
+    if major != NEWEST:
+        fact += f" {major}, the version of the server or of the backup"
+        package += f"-{major}"
+    versions = ", ".join(sorted({programs.version for programs in found}))
     hint = f"install them, such as with: apt-get install {package}"
     return NotJudged(fact, f"found: {versions or 'none'}", hint)
 
@@ -3508,6 +3582,9 @@ def starting_server(project: Project, major: int) -> Iterator[tuple[Database, Pr
     run = project.run
     programs = found_programs(run, major, SERVER_PROGRAMS)
     data = run.folder / "data"
+    # Its socket's path is a word of libpq's, of at most 107 bytes with its name.
+    if re.search('[,"$`\\\\]', str(data)) or len(os.fsencode(data)) > 92:
+        raise NotJudged(f"no server can be in {data}", "set a short, plain TMPDIR")
     data.mkdir(mode=0o700)
     account: dict[str, Any] = {}
     if os.geteuid() == 0:  # as whom PostgreSQL refuses to run
@@ -3552,14 +3629,16 @@ HINTS = {
     ":internal_load_library": "install it where the server runs",
     ":get_collation|:report_newloc": "install the locale where the server runs",
     "42809:createdb": "install the locale where the server runs",
-    ":find_option|:assignable_cus": "its pg_dump is newer: use a newer server",
+    ":find_option|:assignable_cus": (
+        "its pg_dump is newer: use a newer server, or programs of this server's version"
+    ),
     "^0A000|^22023|:CreateExtension": "use a server like the source's, with its roles",
     "^42501|permission denied": "use a role with more rights, or --throwaway",
     "must be ": "use a role with more rights, or --throwaway",
     "unsupported version": "install the version of PostgreSQL that wrote it",
     "build does not support": "use programs that are built with it",
     "Permission denied": "let the account that runs the drill in there",
-    "^53100|No space left|said nothing": "make room on the disk",
+    "^53100|No space left|said nothing|child process": "make room on the disk",
     "^53300|too many c": "raise max_connections, or wait for others to leave",
     "^53": "raise the limit of the server, such as max_locks_per_transaction",
     "^57014|(statement|lock) timeout": "allow more time with --timeout",
@@ -3575,7 +3654,9 @@ HINTS = {
         "texts may have another order here: use --no-throwaway"
         " on a server with the locale of the source"
     ),
-    "^(42|3F000|55000)": "use the version of PostgreSQL that wrote it",
+    "^(42|3F000|55000)": (
+        "use the version of PostgreSQL that wrote it, unless the backup lacks it"
+    ),
     "No such file or directory: '[a-z0-9]+'": (
         "install it (zstd, xz-utils, ...), or add its folder to PATH"
     ),
@@ -3692,6 +3773,8 @@ LINES = (
 )
 NEVER_COMPARED = (
     "roles and their passwords",
+    "who granted a right",
+    "statistics",
     "tablespaces",
     "other databases",
     "settings of the database itself",
@@ -3795,18 +3878,19 @@ class Evidence:
         try:
             print(*screen, sep="\n", file=sys.stderr)
         finally:  # the terminal may be closed
-            if "GITHUB_STEP_SUMMARY" in environ:
-                summary = Path(environ["GITHUB_STEP_SUMMARY"])
-                write_evidence(summary, "a", self.markdown(headline, lines))
             if self.options.report:
                 text = json.dumps(facts, indent=2)
-                write_evidence(self.options.report, "w", f"{text}\n")
+                write_evidence(self.options.report, "wb", f"{text}\n")
+            if "GITHUB_STEP_SUMMARY" in environ:
+                summary = Path(environ["GITHUB_STEP_SUMMARY"])
+                write_evidence(summary, "ab", self.markdown(headline, lines))
         if self.sentence and environ.get("GITHUB_ACTIONS") == "true":
             level = "error"
             if facts["verdict"] == "skipped":
                 level = "warning"
-            first = self.sentence.partition("\n")[0].replace("%", "%25")
-            print(f"::{level} title=Backup drill::{first}", flush=True)
+            first, _, _ = encoded(self.sentence).partition(b"\n")
+            text = first.decode(errors="backslashreplace").replace("%", "%25")
+            print(f"::{level} title=Backup drill::{text}", flush=True)
 
     def markdown(self, headline: str, lines: list[tuple[str, str]]) -> str:
         """The evidence for GitHub's summary: tables of the acts, the facts."""
@@ -3919,11 +4003,19 @@ def shown_fault(error: BaseException) -> BaseException:
 
 def write_evidence(path: Path, mode: str, text: str) -> None:
     """Write a file of evidence, or add to it. Raises NotJudged."""
+    raw = text.encode("utf-8", "backslashreplace")
     try:
-        with path.open(mode, encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
+        with open(path, mode, opener=opened_at_once) as file:
+            file.write(raw)
     except OSError as error:
         raise NotJudged(f"the evidence cannot be written: {error}") from None
+
+
+def opened_at_once(path: str, flags: int) -> int:
+    """A file descriptor, for which a pipe without a reader is not waited for."""
+    file = os.open(path, flags | os.O_NONBLOCK, 0o666)
+    os.set_blocking(file, True)
+    return file
 
 
 def in_utc(seconds: float) -> str:
@@ -3958,9 +4050,11 @@ Exit status: 0 when all that ran passed or was skipped, 1 otherwise.
 def duration(text: str) -> float:
     """A number of seconds, or one with s, m, h or d."""
     found = re.fullmatch(r"(\d+\.?\d*)([smhd]?)", text)
-    if found and float(found[1]) >= 0.001:
+    if found:
         units = {"m": 60, "h": 3600, "d": 86400}
-        return float(found[1]) * units.get(found[2], 1)
+        seconds = float(found[1]) * units.get(found[2], 1)
+        if 0.001 <= seconds <= 1e8:  # three years
+            return seconds
     message = f"{text!r} is no duration such as 900, 15m or 26h"
     raise argparse.ArgumentTypeError(message)
 
@@ -4083,6 +4177,15 @@ def parsed(argv: Lines) -> tuple[Options, Lines]:
     return options, others
 
 
+def given_options() -> Options:
+    """The options that only the environment gives. Raises NotJudged."""
+    options, others = parsed([])
+    if others:  # which nobody else would look at
+        fact = f"BACKUP_DRILL_OPTIONS: not known: {shlex.join(others)}"
+        raise NotJudged(fact, "see --help")
+    return options
+
+
 def contradiction(options: Options, others: Lines) -> str:
     """What cannot be meant, though each argument can."""
     for is_so, problem in [
@@ -4120,6 +4223,8 @@ def reports_into(options: Options) -> bool:
     report = options.report.resolve()
     backup = options.backup.resolve()
     record = backup.with_name(f"{backup.name}.sha256")
+    if backup.exists() and report.exists() and report.samefile(backup):
+        return True  # by another name
     return backup in (report, *report.parents) or report == record
 
 

@@ -285,13 +285,15 @@ def rows_of(session: connection, sql: str) -> list[tuple]:
         return cursor.fetchall() if cursor.description else []
 
 
-def started_server(folder: Path, settings: str = "", **environment: str) -> Server:
-    """A server that was started, whose data are in the folder."""
+def started_server(
+    folder: Path, settings: str = "", maker: str = "postgres", **environment: str
+) -> Server:
+    """A server that was started, made by this role, whose data are in the folder."""
     data = folder / "data"
     data.mkdir(mode=0o700)
     if owner():
         os.chown(data, owner()["user"], owner()["group"])
-    words = ("-D", str(data), "-U", "postgres", "-A", "trust", "-E", "UTF8")
+    words = ("-D", str(data), "-U", maker, "-A", "trust", "-E", "UTF8")
     run_as_owner(data, "initdb", "--no-sync", "--locale", "C", *words)
     with (data / "postgresql.conf").open("a") as file:
         file.write(f"unix_socket_directories = '{data}'\n{SERVER_SETTINGS}{settings}")
@@ -301,11 +303,9 @@ def started_server(folder: Path, settings: str = "", **environment: str) -> Serv
 
 
 @contextmanager
-def private_server(
-    folder: Path, settings: str = "", **environment: str
-) -> Iterator[Server]:
+def private_server(folder: Path, *how: str, **more: str) -> Iterator[Server]:
     """A server of the block's, whose data are in the folder."""
-    made = started_server(folder, settings, **environment)
+    made = started_server(folder, *how, **more)
     try:
         yield made
     finally:

@@ -16,10 +16,13 @@ from aidscope.tests.support import (
     Case,
     Ended,
     Row,
+    changed,
     database,
     everything,
     execute,
+    pg_dump,
     place,
+    private_server,
     query,
     role,
     rows_of_everything,
@@ -33,6 +36,8 @@ LIVE = ("--live", "--no-throwaway")
 
 NEVER_COMPARED = {
     "roles and their passwords",
+    "who granted a right",
+    "statistics",
     "tablespaces",
     "settings of the database itself",
     "other databases",
@@ -103,7 +108,13 @@ FORMS = (
         VALUES ('\.', E'\n\\.\n'), ('-- PostgreSQL database dump complete', NULL);
         CREATE VIEW "A b"."it's" AS SELECT 1 AS "%I 'b'";
         CREATE TABLE "A b"."x
-        y" ();
+        y" ("a
+        ""b" text);
+        COMMENT ON COLUMN "A b"."x
+        y"."a
+        ""b" IS 'it''s
+        "a" text of
+        "three lines, or so';
         CREATE TABLE "A b"."x y" ();
         INSERT INTO "A b"."x y" DEFAULT VALUES
         """,
@@ -273,6 +284,61 @@ UNCOMPARED = {
     "materialized view odd.stale",
     "table constraint d_c_fkey on odd.d",
 }
+
+
+class PrivateTests(Case):
+    """What a private server lacks is no loss."""
+
+    def test_owners_that_another_server_was_made_by(self) -> None:
+        """Nothing rests on the name of the role that a server was made by."""
+        sql = "CREATE SCHEMA app; CREATE TABLE app.t AS SELECT 1 AS id"
+        with place() as outer, private_server(outer.folder, maker="admin") as home:
+            home.query("postgres", "CREATE ROLE postgres SUPERUSER LOGIN", "admin")
+            home.query("postgres", sql, "admin")
+            with place(home) as here:
+                over = drilled(here, "--live", user="admin")
+        self.assert_verdict(over, "passed")
+
+    def test_rights_that_others_have_granted(self) -> None:
+        """Who granted a right is not compared, also that to a large object."""
+        with role() as owner, role() as friend, role() as reader:
+            sql = f"""
+            CREATE TABLE t AS SELECT 1; SELECT lo_create(777);
+            ALTER LARGE OBJECT 777 OWNER TO {owner}; SET ROLE {owner};
+            GRANT SELECT ON LARGE OBJECT 777 TO {friend} WITH GRANT OPTION;
+            SET ROLE {friend};
+            GRANT SELECT ON LARGE OBJECT 777 TO {reader}"""
+            with place() as here, database(sql) as name:
+                over = drilled(here, "--live", database=name)
+        self.assert_verdict(over, "passed")
+
+    def test_settings_of_the_database(self) -> None:
+        """A row that is allowed by its time zone alone proves no bad backup."""
+        sql = """
+        ALTER DATABASE {me} SET timezone TO 'Asia/Tokyo';
+        SET timezone TO 'Asia/Tokyo';
+        CREATE TABLE t (at timestamptz, day date, CHECK (at::date = day));
+        INSERT INTO t VALUES ('2024-01-01 03:00+09', '2024-01-01')"""
+        with place() as here, database(sql) as name:
+            pg_dump(name, here.backup, "--create")
+            live = drilled(here, "--live", database=name)
+            file = drilled(here, "--backup", str(here.backup))
+        for over in (live, file):
+            says = ("23514 by ExecConstraints", "by ALTER DATABASE", "OPTIONS")
+            self.assert_verdict(over, "error", *says, act="restore")
+
+    def test_locale_of_another_encoding(self) -> None:
+        """Where a locale is missing, the encoding is as it was."""
+        clauses = "ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C'"
+        check = "SELECT getdatabaseencoding() = 'LATIN1'"
+        with place() as here, database("CREATE TABLE t AS SELECT 1", clauses) as name:
+            pg_dump(name, here.backup, "--create")
+            changed(rb"(LOCALE|LC_COLLATE|LC_CTYPE) = '?C'?", rb"\1 = 'xx_XX'")(
+                here.backup
+            )
+            words = ("--backup", str(here.backup), "--check", check)
+            over = drilled(here, *words)
+        self.assert_verdict(over, "passed", "a locale is missing here")
 
 
 class EveryKindTests(Case, table=FORMATS):

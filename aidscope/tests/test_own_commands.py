@@ -175,6 +175,26 @@ class ExitTests(MakingCase, table=EXITS):
         self.assert_verdict(over, "passed")
 
 
+# A function whose body, in two lines, looks like what is said of owners, and another
+# that knows passwords.
+BODIES = f"""
+CREATE TABLE t AS SELECT 1;
+CREATE FUNCTION hand() RETURNS void LANGUAGE sql AS $$
+ALTER TABLE t OWNER TO anna;
+$$;
+CREATE FUNCTION call() RETURNS text LANGUAGE sql AS $$
+SELECT 'host=x password=''open {SECRET} now'' port=1'
+UNION ALL SELECT 'postgresql://anna:{SECRET}@x/live';
+$$
+"""
+FOREIGN = """
+CREATE EXTENSION file_fdw;
+CREATE SERVER files FOREIGN DATA WRAPPER file_fdw;
+CREATE FOREIGN TABLE sand (line text) SERVER files OPTIONS (filename '/etc/hostname');
+CREATE TABLE t AS SELECT 1
+"""
+
+
 class ContentTests(MakingCase, table=CONTENTS):
     """It writes a backup that is not whole, or not of the database."""
 
@@ -191,14 +211,36 @@ class ContentTests(MakingCase, table=CONTENTS):
         found = "found     table public.acct: rows with hash"
         self.assert_verdict(over, "failed", found, act="restore")
 
-    def test_password_in_a_function(self) -> None:
-        """A definition that differs is shown without it."""
-        sql = f"""CREATE TABLE t AS SELECT 1; CREATE FUNCTION f() RETURNS text
-        LANGUAGE sql AS $$SELECT 'host=x password={SECRET}'$$"""
-        change = "pg_dump | sed 's/host=x/host=y/' > \"$BACKUP_FILE\""
+    def judged_after(self, change: str, sql: str) -> Ended:
+        """A run whose backup went through sed."""
+        command = f"pg_dump | sed '{change}' > \"$BACKUP_FILE\""
         with place() as here, database(sql) as name:
-            over = commanded(here, *LIVE, "--backup-command", change, source=name)
-        self.assert_verdict(over, "failed", "host=y password=[REDACTED]", act="restore")
+            return commanded(here, *LIVE, "--backup-command", command, source=name)
+
+    def test_line_of_a_function_that_looks_like_an_owner_s(self) -> None:
+        """What a definition holds is compared, whatever it looks like."""
+        change = "s/^ALTER TABLE t OWNER TO anna;/ALTER TABLE t OWNER TO ben;/"
+        over = self.judged_after(change, BODIES)
+        says = "expected  function public.hand(): ALTER TABLE t OWNER TO anna\n"
+        self.assert_verdict(over, "failed", says, act="restore")
+
+    def test_passwords_in_a_function(self) -> None:
+        """Lines of a definition that may hold one are shown without a word."""
+        over = self.judged_after("/host=x/d; s/postgresql/postgres/", BODIES)
+        says = "expected  function public.call(): [REDACTED]"
+        self.assert_verdict(
+            over, "failed", "function public.call(): SQL", act="restore"
+        )
+        over = self.judged_after("/host=x/d; s/^UNION ALL.*/SELECT NULL;/", BODIES)
+        self.assert_verdict(over, "failed", says, act="restore")
+
+    def test_rows_of_a_foreign_table(self) -> None:
+        """A backup that would write into another server is not loaded."""
+        command = f"{DUMP} --include-foreign-data='*'"
+        with place() as here, database(FOREIGN) as name:
+            over = commanded(here, *LIVE, "--backup-command", command, source=name)
+        says = "rows of foreign tables: public.sand\n  a load would write"
+        self.assert_verdict(over, "error", says, act="validation")
 
     def test_another_database_than_that_of_many_tables(self) -> None:
         """The hint is not lost behind a long list."""
@@ -268,6 +310,16 @@ class AcceptTests(Case):
         self.assertEqual({*bad.report["accepted"].values()}, {"*: owner: *"})
         self.assert_verdict(good, "passed", "accepted")
         self.assertEqual(good.report["accepted"][says], "acl *")
+
+    def test_table(self) -> None:
+        """A table that is left out accuses none of its neighbours."""
+        sql = """CREATE SCHEMA app; CREATE TABLE a_log (); CREATE VIEW b AS SELECT 1;
+        CREATE TABLE c ()"""
+        words = (*LIVE, "--backup-command", f"{DUMP} -T a_log")
+        with place() as here, database(sql) as source:
+            accepted = ("--accept", "t* public.a_log*")
+            over = commanded(here, *words, *accepted, source=source)
+        self.assert_verdict(over, "passed")
 
     def test_rows(self) -> None:
         """Rows that are left out pass both acts; what nothing fits is named."""
@@ -345,6 +397,18 @@ LOADINGS = (
         accept=("--accept", "*"),
     ),
     Loading("a group is ended", "sleep 600 & kill 0", "was ended by SIGTERM", "error"),
+    Loading("its file is removed", f'{LOAD}; rm "$BACKUP_FILE"', "", "passed"),
+    Loading(
+        "its file is removed, and no more",
+        'rm "$BACKUP_FILE"; false',
+        "the restore command exited with 1",
+    ),
+    Loading(
+        "the server has no room",
+        'echo "FATAL:  No space left on device" >> "$PGHOST/log"; false',
+        "make room on the disk",
+        "error",
+    ),
 )
 
 
@@ -555,6 +619,9 @@ CHECKS = (
     Check("a function that writes", "SELECT public.writes()", "25006: .*"),
     Check("a value of a sequence", "SELECT nextval('kept_id_seq') > 0", "25006: .*"),
     Check("a function that raises a row", "SELECT public.raises()", "P0001 .*"),
+    Check("a table named by a row", "SELECT word::regclass > 0 FROM kept", "42P01 .*"),
+    Check("a parameter", "SELECT current_setting(word) = '' FROM kept", "42704 .*"),
+    Check("no such table", "SELECT true FROM nothing", "42P01: .*"),
 )
 FUNCTIONS = """
 CREATE FUNCTION public.writes() RETURNS boolean LANGUAGE plpgsql AS
@@ -615,6 +682,35 @@ class ManageTests(Case):
         passed = [verdict == "passed" for verdict in over.report["checks"].values()]
         self.assertEqual(passed, [False, False, True])
 
+    def test_rows_and_failure(self) -> None:
+        """What one has printed before it fails is not shown."""
+        with database(CONTENT_TYPES) as name:
+            over = managed("dumpdata contenttypes auth", source=name)
+        says = "manage.py dumpdata contenttypes auth: CommandError: Unable to serialize"
+        self.assert_verdict(over, "failed", says, act="restore")
+
+    def test_words_of_a_failure(self) -> None:
+        """With --verbose a command's own command is quoted whole."""
+        fails = "raise ValueError(chr(10).join([str(1), str(2) * 9]))"
+        command = f'"$MANAGE" shell -c "{fails}"'
+        with place() as here:
+            words = (*LIVE, "--verbose", "--backup-command", command)
+            over = commanded(here, *words, **settings_of(small()))
+        self.assert_verdict(over, "failed", "222222222", act="creation")
+
+    def test_refusal(self) -> None:
+        """That a command would reach another database is no fault of the backup's."""
+        connector = "DBBACKUP_CONNECTORS = {'default': {'NAME': 'live'}}"
+        command = '"$MANAGE" dbbackup -O "$BACKUP_FILE"'
+        with place() as here:
+            path = here.folder / "connecting.py"
+            path.write_text(f"from aidscope.settings import *\n{connector}\n")
+            how = settings_of(small(), "connecting", PYTHONPATH=str(here.folder))
+            words = (*LIVE, "--verbose", "--backup-command", command)
+            over = commanded(here, *words, **how)
+        says = "DBBACKUP_CONNECTORS names a database"
+        self.assert_verdict(over, "error", says, "exited with 126", act="creation")
+
     def test_no_end(self) -> None:
         """One that does not end is an error."""
         sleep = "shell -c 'import time; time.sleep(600)'"
@@ -623,12 +719,26 @@ class ManageTests(Case):
         self.assert_verdict(over, "error", says, act="restore")
 
 
-def managed(*commands: str, arguments: tuple[str, ...] = ()) -> Ended:
+# What a model of Django's needs, but for what another one needs.
+CONTENT_TYPES = f"""
+CREATE TABLE django_content_type (id int, app_label text, model text);
+INSERT INTO django_content_type VALUES (1, '{SECRET}', 'x')
+"""
+
+
+def managed(*commands: str, arguments: tuple[str, ...] = (), source: str = "") -> Ended:
     """A run with these commands, on a project whose settings name a database."""
     words = [word for command in commands for word in ("--manage", command)]
-    how = {"settings": "aidscope.settings", "DATABASE_URL": url(small())}
     with place() as here:
+        how = settings_of(source or small())
         return commanded(here, *LIVE, *arguments, *words, **how)
+
+
+def settings_of(
+    name: str, settings: str = "aidscope.settings", **environment: str
+) -> dict[str, str]:
+    """What a run is told so that a project's settings name the database."""
+    return {"settings": settings, "DATABASE_URL": url(name), **environment}
 
 
 # --- Told to stop ---------------------------------------------------------------------

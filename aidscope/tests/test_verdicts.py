@@ -1106,7 +1106,8 @@ class VersionTests(Case, table=VERSIONS):
             used = version() if row.real else f"{major + 1}.3"
             self.assert_facts(over, programs=used)
         if row.newer in (OLDER, NEWER) and row.verdict == "error":
-            self.assertIn(f"missing: pg_dump, psql, pg_restore {major}\n", over.said)
+            self.assertIn(f"missing: pg_dump, psql, pg_restore {major},", over.said)
+            self.assertIn(f"apt-get install postgresql-client-{major}\n", over.said)
 
     def test_of_no_version(self) -> None:
         """Programs that tell no version are none."""
@@ -1221,6 +1222,16 @@ class ServerTests(Case):
             missing = str(here.folder / "missing")
             over = drilled(here, TMPDIR=missing)
         self.assert_no_work(over, missing)
+
+    def test_temporary_folder_that_takes_no_server(self) -> None:
+        """libpq would take a path with a comma for two hosts, and cannot take any."""
+        with place() as here:
+            for name in ("a,b", 'a"b', "a" * 90):
+                path = here.temporary / name
+                path.mkdir()
+                over = drilled(here, "--throwaway", TMPDIR=str(path))
+                path.rmdir()
+                self.assert_no_work(over, "no server can be in", "plain TMPDIR")
 
 
 @contextmanager

@@ -2,9 +2,11 @@
 
 import hashlib
 import importlib.util
+import os
 import re
 import shlex
 from dataclasses import dataclass
+from pathlib import Path
 
 from aidscope.tests.in_process import drilled
 from aidscope.tests.support import (
@@ -104,6 +106,14 @@ class WaysThatPassTests(Case, table=WAYS):
         passed = [act for act in over.acts if over.acts[act] == "passed"]
         acts = {name.removeprefix("test_backup_") for name in row.tests}
         self.assertEqual({*passed}, {"set-up", *acts})
+
+    def test_option_that_unittest_would_pass_by(self) -> None:
+        """What BACKUP_DRILL_OPTIONS spells wrongly is an error in every way in."""
+        given = {"BACKUP_DRILL_OPTIONS": "--bakup last.dump"}
+        with place() as here:
+            over = here.run(command=("-m", "unittest", PATH), **given)
+        self.assertEqual(over.status, 1, over.said)
+        self.assert_said(over, "BACKUP_DRILL_OPTIONS: not known: --bakup last.dump")
 
 
 @dataclass(frozen=True)
@@ -326,6 +336,35 @@ class OutputTests(Case):
         headline = "The backup was not restored yet."
         self.assert_said(over, headline, "the evidence cannot be written", path)
 
+    def test_report_to_nobody(self) -> None:
+        """A pipe without a reader is not waited for."""
+        with place() as here:
+            path = here.folder / "pipe"
+            os.mkfifo(path)
+            words = (*LIVE, "-k", "creation", "--report", str(path))
+            over = here.run(*words, url=url(small()))
+        self.assertEqual(over.status, 1, over.said)
+        self.assert_said(over, "the evidence cannot be written", str(path))
+
+    def test_report_by_another_name_of_the_backup(self) -> None:
+        """It is not written over the backup."""
+        with place() as here:
+            here.backup.write_text("a backup")
+            path = here.folder / "link"
+            path.hardlink_to(here.backup)
+            over = here.run("--backup", str(here.backup), "--report", str(path))
+            self.assertEqual(here.backup.read_text(), "a backup")
+        self.assert_said(over, "that is the backup, which is only read")
+
+    def test_odd_name_in_a_job(self) -> None:
+        """A name that is no text ends in no traceback in GitHub's job, either."""
+        with place() as here:
+            path = os.fsdecode(os.fsencode(here.folder) + b"/b\xff")
+            Path(path).write_text("x")
+            how = {"GITHUB_ACTIONS": "true", "PYTHONIOENCODING": "utf-8:strict"}
+            over = here.run("--backup", path, **how)
+        self.assert_said(over, "is no backup of pg_dump's", "::error title=")
+
     def test_order(self) -> None:
         """What is not compared stands in one order, for one reason on one line."""
         names = ("citext", "fuzzystrmatch", "hstore", "ltree", "pg_trgm", "unaccent")
@@ -349,6 +388,8 @@ class OutputTests(Case):
 
 NEVER_COMPARED = {
     "roles and their passwords",
+    "who granted a right",
+    "statistics",
     "tablespaces",
     "other databases",
     "settings of the database itself",
@@ -375,7 +416,7 @@ REFUSED = (
     Refused("a timeout of no time", "--timeout 0.0001", "is no duration"),
     Refused("a timeout for ever", "--timeout inf", "'inf' is no duration"),
     Refused("a timeout that is not a number", "--timeout nan", "'nan' is no duration"),
-    Refused("a timeout beyond PostgreSQL's", "--timeout 600h", "statement_timeout"),
+    Refused("a timeout of three centuries", "--timeout 99999d", "is no duration"),
     Refused("local variables shown", "--locals", "would show the settings"),
     Refused("local variables shown, abbreviated", "--loc", "would show the settings"),
     Refused("no workers", "--jobs 0", "a number of workers, above 0"),
