@@ -1121,7 +1121,7 @@ LATERAL hashtextextended(ROW(
         obj_description(l.oid, 'pg_largeobject'),
         (SELECT string_agg(granted, ',' ORDER BY granted COLLATE "C")
            FROM unnest(coalesce(lomacl, acldefault('L', lomowner))) AS a,
-        LATERAL split_part(a::text, '/', 1) AS granted),  -- and by whom
+        LATERAL split_part(a::text, '/', 1) AS granted),  -- behind it: by whom
         size,
         (SELECT string_agg(md5(lo_get(l.oid, at, 1048576)), '' ORDER BY at)
            FROM generate_series(0, size - 1, 1048576) AS at)
@@ -2766,19 +2766,17 @@ def verdict_on_load(
     # The server's own script makes an extension, but for the statement as such.
     by_extension = entry.kind == "EXTENSION" and report.code != "42601"
     by_others = entry.kind == BEHIND and reading.has_sql_behind
+    if re.match(BY_SETTINGS, report.cause) and has_lost_settings(backup, reading):
+        return NotJudged(fact, place, LOST_SETTINGS)
     same_major = set(reading.versions) == {restored.major}
     is_blamed = report.blames_backup(same_major, has_same_order(restored, backup))
-    hint = hint_for(report.cause)
-    if re.match(BY_SETTINGS, report.cause) and has_settings(backup, reading):
-        is_blamed = False
-        hint = LOST_SETTINGS
     if is_blamed and not by_extension and not by_others:
         return BackupIsBad(f"{fact}\n  {place}")
-    return NotJudged(fact, place, hint)
+    return NotJudged(fact, place, hint_for(report.cause))
 
 
-def has_settings(backup: Backup, reading: Reading) -> bool:
-    """Whether the source has settings that no backup, or no load of ours, sets."""
+def has_lost_settings(backup: Backup, reading: Reading) -> bool:
+    """Whether the source has settings of its own, of which a load sets none."""
     if backup.source and backup.source.has_settings:
         return True
     return bool(reading.named("DATABASE PROPERTIES"))
@@ -3063,7 +3061,7 @@ def answer_of(
             program.wait()
         except ProgramFailed:
             said = run.redacted(program.said())
-            fault = "it ended without a word of the drill's"
+            fault = "it ended before it could say why"
             if FAILS in said:  # behind what its code has printed
                 fault = said.split(FAILS)[-1].strip()
             fact = f"{name}: the project fails"
