@@ -4066,7 +4066,11 @@ def filled(text: str) -> str:
 
 def file_path(text: str) -> Path:
     """The path of a file, which holds in any folder."""
-    return Path(filled(text)).absolute()
+    try:
+        return Path(filled(text)).absolute()
+    except FileNotFoundError:  # of the working directory
+        message = "this folder is gone: name the file by its full path"
+        raise argparse.ArgumentTypeError(message) from None
 
 
 def django_command(text: str) -> str:

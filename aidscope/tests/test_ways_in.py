@@ -356,6 +356,16 @@ class OutputTests(Case):
             self.assertEqual(here.backup.read_text(), "a backup")
         self.assert_said(over, "that is the backup, which is only read")
 
+    def test_folder_that_is_gone(self) -> None:
+        """A path that begins there is refused."""
+        with place() as here:
+            gone = here.folder / "gone"
+            gone.mkdir()
+            prelude = f"os.chdir({str(gone)!r}); os.rmdir({str(gone)!r})"
+            over = here.run("--backup", "x.dump", command=behind(prelude))
+        self.assertEqual(over.status, 1, over.said)
+        self.assert_said(over, "this folder is gone")
+
     def test_odd_name_in_a_job(self) -> None:
         """A name that is no text ends in no traceback in GitHub's job, either."""
         with place() as here:
