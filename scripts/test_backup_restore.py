@@ -426,6 +426,8 @@ def started_run(options: Options) -> Iterator["Run"]:
     parent = Path(environ.get("TMPDIR") or tempfile.gettempdir())
     number = os.urandom(8).hex()
     folder = parent.absolute() / f"{MARK}{number}"
+    if "\n" in str(folder):  # with which the guard would look for two names
+        raise NotJudged("TMPDIR has a line feed in its name", "set another one")
     folder.mkdir(mode=0o700)
     with guarded(folder) as group:
         run = Run(options, folder, group)
@@ -818,7 +820,7 @@ class Database:
     major: int = 0
     encoding: str = "UTF8"
     locale: str = ""  # the clauses of CREATE DATABASE for one like it
-    has_settings: bool = False  # by ALTER DATABASE ... SET
+    has_settings: bool = False  # its own, its role's, or another time zone
     private: bool = False  # on a server that this run has started
 
     def options(self) -> str:
@@ -991,13 +993,15 @@ DEFINITIONS = ("pg_dump", "--section=pre-data", "--section=post-data", "--no-blo
 # What follows a definition: its owner, and what is set for the next one.
 # ALTER TABLE public.film OWNER TO anna;
 # SET default_tablespace = '';
-BEHIND_DEFINITION = r"(?m)(^(ALTER .* OWNER TO .*;|SET default_\w+ = .*;|)\n?)+\Z"
+OWNER_SET = r"ALTER .* OWNER TO (\"[^\"\n]*\"|[^\s\"';]+);"
+DEFAULT_SET = r"SET default_\w+ = (\"[^\"\n]*\"|''|\w+);"
+BEHIND_DEFINITION = rf"(?m)(^({OWNER_SET}|{DEFAULT_SET}|)$\n?)+\Z"
 # Entries whose SQL may hold a password, and the texts in it.
 WITH_SECRETS = ("server ", "user mapping ", "subscription ", "foreign ")
 LITERAL = r"'(?:[^']|'')*'"
 # Lines that may hold one: PERFORM dblink('host=h password=it''s_me', sql);
 # ALTER ROLE anna PASSWORD 'open sesame'; postgresql://anna:sesame@h/live
-PASSWORD = r"(?im)^.*(passw(or)?d\W*[='\"]|://\S*:\S*@).*"
+PASSWORD = r"(?im)^.*(passw(or)?d.*[='\"]|://\S*:\S*@).*"
 # Text depends on these settings.
 PINNED = """
 SET timezone TO 'UTC'; SET datestyle TO 'ISO, YMD';
@@ -1190,6 +1194,9 @@ SELECT json_build_array('extension', type || ' ' || identity,
     ON d.classid = 'pg_class'::regclass AND d.objid = whole AND deptype = 'e'
   JOIN pg_extension AS e ON e.oid = refobjid,
 LATERAL pg_identify_object(part.classid, part.objid, 0);
+SELECT json_build_array('extension', 'extension ' || extname,
+                        extname || ' ' || extversion)
+  FROM pg_extension;
 """
 # Rows of other tables of extensions are in no backup.
 MEMBERS = r"""
@@ -1341,9 +1348,13 @@ def contents_apart(expected: Contents, found: Contents) -> list[Difference]:
 
 
 def other_extensions(expected: Contents, found: Contents) -> Things:
-    """Tables and sequences of extensions that have other versions here."""
-    apart = expected.extensions.items() ^ found.extensions.items()
-    return frozenset(thing for thing, _ in apart)
+    """What is an extension's that has another version here."""
+    sides = [expected.extensions, found.extensions]
+    mine, theirs = [set(side.values()) for side in sides]
+    others = mine ^ theirs
+    return frozenset(
+        thing for side in sides for thing, version in side.items() if version in others
+    )
 
 
 def without(lines: set[Line], things: Things) -> set[Line]:
@@ -1534,11 +1545,12 @@ class Reading:
         self.left_out: dict[int, int] = {}  # line of an entry -> from where on
         self.swallowed: set[str] = set()  # tables whose data lie in another's
         self.problems: Lines = []
+        self.last = b""  # the piece that was read last
         before = b""
         for line in iter(self.piece, b""):
             if not before or before.endswith(b"\n"):  # else a long line goes on
                 self.take(line.removeprefix(BYTE_ORDER_MARK), before)
-            before = line
+            before = self.last
         self.finish()
 
     @property
@@ -1570,6 +1582,7 @@ class Reading:
         self.line += piece.endswith(b"\n")
         if b"\0" in piece:
             self.has_zeros = True
+        self.last = piece
         return piece
 
     def take(self, line: bytes, before: bytes) -> None:
@@ -2598,11 +2611,11 @@ UNMATCHED = (
 BY_BYTES = r"(?s)^(?!.*(?i:icu)).* (LC_COLLATE|LOCALE) (= )?'(C|POSIX)'"
 OLDEST_NAMES = 10  # the version that first wrote names of entries as today
 # What a value is, or whether a row is allowed, can rest on settings of the
-# database, such as its time zone, which are never loaded.
-BY_SETTINGS = "23514|22P02:cash_in"
+# database, the role or the server, such as the time zone, which no load sets.
+BY_SETTINGS = "23514|22007|22008|22P02:cash_in|P0001"
 LOST_SETTINGS = (
-    "the source has settings of its own, by ALTER DATABASE, which are not loaded:"
-    " set them in settings.DATABASES, as OPTIONS: {'options': '-c timezone=...'}"
+    "the source has settings, as by ALTER DATABASE, that are not loaded: set them in"
+    " settings.DATABASES, as OPTIONS: {'options': '-c timezone=...'}"
 )
 
 
@@ -2760,7 +2773,9 @@ def verdict_on_load(
     entry = before[-1]
     # A row whose COPY is lost is no SQL: the word that is not understood is its.
     is_of_rows = entry.kind in ("TABLE DATA", "BLOBS") or report.code == "42601"
-    sentence = report.sentence(is_of_rows)
+    reads_rows = entry.kind in ("MATERIALIZED VIEW DATA", "INDEX")
+    may_quote = reads_rows and re.match(OF_VALUES, report.cause) is not None
+    sentence = report.sentence(is_of_rows or may_quote)
     thing = entry.thing.strip(" .") or "the header"
     place = restored.run.redacted(f"line {report.line}, {thing}: {sentence}")
     # The server's own script makes an extension, but for the statement as such.
@@ -2777,8 +2792,10 @@ def verdict_on_load(
 
 def has_lost_settings(backup: Backup, reading: Reading) -> bool:
     """Whether the source has settings of its own, of which a load sets none."""
-    if backup.source and backup.source.has_settings:
-        return True
+    if backup.source:
+        # In a rehearsal it is a scratch database, as that which is loaded.
+        options = backup.source.run.options
+        return options.live and backup.source.has_settings
     return bool(reading.named("DATABASE PROPERTIES"))
 
 
@@ -2976,6 +2993,16 @@ def verdict_on_manage(
 DESCRIBE = "--describe-project"
 COMMAND = "--run-project-command"
 FAILS = "the project fails:"  # so it tells what went wrong, on stderr
+# Exceptions that name settings, or say what a command means; and those that quote
+# values, also when Django raises them.
+WITH_PLAIN_WORDS = {
+    "ImportError",
+    "SyntaxError",
+    "KeyError",
+    "CommandError",
+    "NotJudged",
+}
+WITH_VALUES = {"DataError", "IntegrityError", "InternalError", "ValueError"}
 MUST_NOT_RUN = 126  # the exit status of what the drill refuses, as of a shell's
 POSTGRESQL = "django.db.backends.postgresql"
 DUMMY = "django.db.backends.dummy"  # where no database is configured
@@ -3028,7 +3055,9 @@ class Project:
         if database.private:
             for word in ("host", "port", "user"):
                 place[word.upper()] = database.words[word]
-        return json.dumps([self.run.options.database, place, database.options()])
+        options = self.run.options
+        words = [options.database, place, database.options(), options.rehearsal]
+        return json.dumps(words)
 
 
 def described_project(run: Run) -> Project:
@@ -3054,17 +3083,25 @@ def answer_of(
     *words: str,
 ) -> str:
     """What this file answers as a process of the project's."""
-    command = (sys.executable, __file__, *words)
-    started = run.started(*command, name=name, environment=environ, timeouts=timeouts)
+    started = run.started(
+        *(sys.executable, __file__, *words),
+        name=name,
+        environment={**environ, "BACKUP_DRILL": str(run.folder)},
+        timeouts=timeouts,
+    )
     with started as program:
         try:
             program.wait()
         except ProgramFailed:
             said = run.redacted(program.said())
-            fault = "it ended before it could say why"
-            if FAILS in said:  # behind what its code has printed
-                fault = said.split(FAILS)[-1].strip()
+            status = program.popen.returncode
+            if FAILS not in said:
+                fact = f"{name} exited with {status}"  # below 0: by a signal
+                raise NotJudged(fact, "it could not say why") from None
+            fault = said.split(FAILS)[-1].strip()  # behind what its code prints
             fact = f"{name}: the project fails"
+            if status == MUST_NOT_RUN:
+                raise NotJudged(fact, fault) from None
             raise ProjectFails(fact, fault, hint_for(fault)) from None
         finally:
             # What is printed before the secrets are known is never shown.
@@ -3108,8 +3145,10 @@ def answer(verb: str, *words: str) -> NoReturn:
         sys.stderr.flush()
         if verb == COMMAND:
             print(error, file=errors)  # whole, as manage.py does
-        # Until they are described, no secret is known that words might hold.
-        print(FAILS, described(error, with_words=verb == COMMAND), file=errors)
+        # Until they are described, no secret is known that words might hold; and
+        # the words of a command on a restored database might hold rows.
+        with_words = verb == COMMAND and json.loads(words[0])[-1]
+        print(FAILS, described(error, with_words), file=errors)
         if verb == DESCRIBE and isinstance(error, ValueError):
             print(f"  {ENCODE}", file=errors)
         if isinstance(error, NotJudged):
@@ -3140,11 +3179,12 @@ def described(error: BaseException | None, with_words: bool) -> str:
         line = type(error).__name__
         frames = traceback.extract_tb(error.__traceback__)
         places = [frame.filename for frame in frames]
-        is_plain = isinstance(error, ImportError | SyntaxError | KeyError)
+        kinds = {kind.__name__ for kind in type(error).__mro__}
         # ImproperlyConfigured of Django's own names settings, not their values.
         raised_in = "".join(places[-1:])
         is_django = re.search(r"[/\\](site|dist)-packages[/\\]django[/\\]", raised_in)
-        if with_words or is_plain or is_django:
+        is_plain = kinds & WITH_PLAIN_WORDS or is_django and not kinds & WITH_VALUES
+        if with_words or is_plain:
             line += f": {error}".partition("\n")[0]
         own = [each for each in frames if not re.search(INSTALLED, each.filename)]
         for frame in (own or frames)[-1:]:
@@ -3230,7 +3270,7 @@ def run_on_scratch_database(
     stdout: IO[str],
 ) -> None:
     """Run a command while every alias leads to the place of the request."""
-    alias, place, options = json.loads(request)
+    alias, place, options, _ = json.loads(request)
     import django
     from django.conf import settings
     from django.core.management import call_command
@@ -3431,8 +3471,12 @@ SELECT json_build_object(
        'version', split_part(version(), ' ', 2),
        'major', current_setting('server_version_num')::integer / 10000,
        'encoding', getdatabaseencoding(),
-       'has_settings', EXISTS (SELECT FROM pg_db_role_setting
-                                WHERE setdatabase = d.oid),
+       'has_settings', current_setting('TimeZone') !~ '^(Etc/)?(UTC|GMT)$'
+                       OR EXISTS (
+                          SELECT FROM pg_db_role_setting
+                           WHERE setdatabase IN (0, d.oid)
+                             AND (setrole = 0
+                                  OR pg_get_userbyid(setrole) = current_user)),
        'locale', concat_ws(' ',
            format('ENCODING %L LC_COLLATE %L LC_CTYPE %L',
                   getdatabaseencoding(), datcollate, datctype),
@@ -3631,7 +3675,10 @@ HINTS = {
         "its pg_dump is newer: use a newer server, or programs of this server's version"
     ),
     "^0A000|^22023|:CreateExtension": "use a server like the source's, with its roles",
-    "^42501|permission denied": "use a role with more rights, or --throwaway",
+    "row-level security": "use a role with BYPASSRLS",
+    "^42501|permission denied": (
+        "use a role with more rights; for a rehearsal, or --throwaway"
+    ),
     "must be ": "use a role with more rights, or --throwaway",
     "unsupported version": "install the version of PostgreSQL that wrote it",
     "build does not support": "use programs that are built with it",

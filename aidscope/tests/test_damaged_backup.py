@@ -679,6 +679,27 @@ class ReadingTests(Case):
         reading = read(f"--\n{comment}\n")
         self.assertEqual(len(reading.entries), 4)
 
+    def test_statement_behind_a_long_one(self) -> None:
+        """What stands behind a line of several pieces is read as it is."""
+        entry = "-- Name: t; Type: TABLE DATA; Schema: public; Owner: o"
+        long = "z" * (2 * drill.LONGEST)
+        text = "a\n--\n-- PostgreSQL database dump complete\n--\r\n"
+        rows = "".join(f"INSERT INTO t VALUES ('{x}');\n" for x in (long, text, "b"))
+        reading = read(f"--\n-- PostgreSQL database dump\n--\n--\n{entry}\n--\n{rows}")
+        self.assertFalse(reading.is_garbled)
+        self.assertEqual([problem[:9] for problem in reading.problems], ["no footer"])
+
+    def test_last_line_of_a_text(self) -> None:
+        """One that looks like what stands behind a definition belongs to it."""
+        entry = "-- Name: TABLE t; Type: COMMENT; Schema: public; Owner: o"
+        for line in ("ALTER TABLE t OWNER TO {}", "SET default_x = {}"):
+            comment = f"COMMENT ON TABLE public.t IS 'first\n{line}';"
+            found = [
+                drill.definitions_in(f"--\n{entry}\n--\n\n{comment.format(end)}\n\n")
+                for end in ("me", "you")
+            ]
+            self.assertNotEqual(*found)
+
     def test_long_rows(self) -> None:
         """A row that is longer than the memory for it is one row."""
         file = io.BufferedReader(LongRows(64))

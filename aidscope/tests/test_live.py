@@ -29,6 +29,7 @@ from aidscope.tests.support import (
     server,
     url,
 )
+from scripts import test_backup_restore as drill
 
 LIVE = ("--live", "--no-throwaway")
 
@@ -286,6 +287,11 @@ UNCOMPARED = {
 }
 
 
+def contents_with(extensions: dict[str, str]) -> drill.Contents:
+    """Contents of nothing but parts of extensions."""
+    return drill.Contents(set(), "", {}, extensions, {})
+
+
 class PrivateTests(Case):
     """What a private server lacks is no loss."""
 
@@ -326,6 +332,24 @@ class PrivateTests(Case):
         for over in (live, file):
             says = ("23514 by ExecConstraints", "by ALTER DATABASE", "OPTIONS")
             self.assert_verdict(over, "error", *says, act="restore")
+
+    def test_settings_of_the_role(self) -> None:
+        """So it is where its role has another time zone."""
+        sql = """CREATE TABLE t (at timestamptz CHECK (at::time < '09:00'));
+        SET timezone TO 'Asia/Tokyo'; INSERT INTO t VALUES ('2024-01-01 08:00+09')"""
+        with place() as here, role("SUPERUSER") as user, database(sql) as name:
+            execute("postgres", f"ALTER ROLE {user} SET timezone TO 'Asia/Tokyo'")
+            over = drilled(here, "--live", database=name, user=user)
+        self.assert_verdict(over, "error", "23514", "OPTIONS", act="restore")
+
+    def test_parts_of_extensions(self) -> None:
+        """They are not compared only where their extension has another version."""
+        index = {"index jobs.extra": "jobs 1.0"}
+        before = contents_with({"extension jobs": "jobs 1.0", **index})
+        alike = contents_with({"extension jobs": "jobs 1.0"})
+        other = contents_with({"extension jobs": "jobs 1.1"})
+        self.assertEqual(drill.other_extensions(before, alike), frozenset())
+        self.assertIn("index jobs.extra", drill.other_extensions(before, other))
 
     def test_locale_of_another_encoding(self) -> None:
         """Where a locale is missing, the encoding is as it was."""

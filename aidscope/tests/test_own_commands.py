@@ -689,6 +689,22 @@ class ManageTests(Case):
         says = "manage.py dumpdata contenttypes auth: CommandError: Unable to serialize"
         self.assert_verdict(over, "failed", says, act="restore")
 
+    def test_value_in_an_error(self) -> None:
+        """What an exception says may be a value, and is not shown."""
+        over = managed(f"shell -c \"raise ValueError('{SECRET[::-1]}'[::-1])\"")
+        self.assert_verdict(over, "failed", "shell -c", "ValueError (in", act="restore")
+
+    def test_killed(self) -> None:
+        """One that was killed says nothing of the backup."""
+        over = managed("shell -c 'import os; os.kill(os.getpid(), 9)'")
+        self.assert_verdict(over, "error", "manage.py shell exited with -9")
+
+    def test_daemon(self) -> None:
+        """What one leaves running in a session of its own is ended."""
+        daemon = "os.fork() or os.setsid() or os.execlp('sleep', 'sleep', '600')"
+        over = managed(f'shell -c "import os; {daemon}"')
+        self.assert_verdict(over, "passed")
+
     def test_words_of_a_failure(self) -> None:
         """With --verbose a command's own command is quoted whole."""
         fails = "raise ValueError(chr(10).join([str(1), str(2) * 9]))"

@@ -1232,6 +1232,9 @@ class ServerTests(Case):
                 over = drilled(here, "--throwaway", TMPDIR=str(path))
                 path.rmdir()
                 self.assert_no_work(over, "no server can be in", "plain TMPDIR")
+            lines = here.temporary / "a\nb"
+            over = drilled(here, TMPDIR=str(lines))
+        self.assert_no_work(over, "has a line feed")
 
 
 @contextmanager
