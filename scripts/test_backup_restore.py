@@ -1208,6 +1208,15 @@ SELECT json_build_array('reason', 'rows of table ' || c.oid::regclass,
    AND oid NOT IN (SELECT oid FROM config)
    AND pg_relation_size(oid) > 0;
 """
+UNSEEN = r"""
+SELECT json_build_array('reason', 'subscriptions, options of user mappings',
+                        'pg_dump shows them to superusers alone')
+ WHERE current_setting('is_superuser') = 'off'
+   AND (EXISTS (SELECT FROM pg_user_mappings)
+        OR EXISTS (SELECT FROM pg_subscription
+                     JOIN pg_database AS d ON d.oid = subdbid
+                    WHERE datname = current_database()));
+"""
 POPULATED = r"""
 SELECT json_build_array('line', 'rows of materialized view ' || name, 'made')
   FROM relation
@@ -1229,6 +1238,7 @@ ALL_FACTS = "".join(
         NAMES,
         EXTENSIONS,
         MEMBERS,
+        UNSEEN,
         POPULATED,
         PARTITIONS,
     )
