@@ -655,6 +655,12 @@ MEANINGS = {
     "23505": "a key that is there twice",
     "23514": "a row that a CHECK forbids",
 }
+# What may name a value: one that is cast to regclass, say, if there is no such
+# thing. The functions are those that look at the words of a statement alone.
+OF_VALUES = (
+    "(42704|42883|42P01|42602|3F000)"
+    ":(?!parserOpenTable|errorMissing|ParseFuncOrColumn|op_error)"
+)
 # psql:<stdin>:25: ERROR:  22P02: invalid input syntax for type integer: "x"
 REPORT = re.compile(r"^psql:.*?:(\d+): \S+:  ([0-9A-Z]{5}): (.*)", re.MULTILINE)
 # LOCATION:  pg_strtoint32_safe, numutils.c:320
@@ -679,6 +685,11 @@ class Report:
     @property
     def cause(self) -> str:
         return f"{self.code}:{self.function}"
+
+    @property
+    def may_name_value(self) -> bool:
+        """Whether it may name a value, where a statement reads rows."""
+        return re.match(OF_VALUES, self.cause) is not None
 
     def sentence(self, of_rows: bool = False) -> str:
         """The error; in words of ours where PostgreSQL's may quote a value."""
@@ -990,12 +1001,12 @@ class Contents:
 
 # How to make all objects, without their rows, as PostgreSQL itself tells it.
 DEFINITIONS = ("pg_dump", "--section=pre-data", "--section=post-data", "--no-blobs")
-# What follows a definition: its owner, and what is set for the next one.
+# Lines that follow a definition: its owner, and what is set for the next one.
 # ALTER TABLE public.film OWNER TO anna;
 # SET default_tablespace = '';
-OWNER_SET = r"ALTER .* OWNER TO (\"[^\"\n]*\"|[^\s\"';]+);"
-DEFAULT_SET = r"SET default_\w+ = (\"[^\"\n]*\"|''|\w+);"
-BEHIND_DEFINITION = rf"(?m)(^({OWNER_SET}|{DEFAULT_SET}|)$\n?)+\Z"
+OWNER_SET = r"ALTER .* OWNER TO (\"[^\"]*\"|[^\s\"';]+);"
+DEFAULT_SET = r"SET default_\w+ = (\"[^\"]*\"|''|\w+);"
+BEHIND_DEFINITION = rf"{OWNER_SET}|{DEFAULT_SET}|"
 # Entries whose SQL may hold a password, and the texts in it.
 WITH_SECRETS = ("server ", "user mapping ", "subscription ", "foreign ")
 LITERAL = r"'(?:[^']|'')*'"
@@ -1137,7 +1148,7 @@ LATERAL hashtextextended(ROW(
 NAMES = r"""
 SELECT json_build_array(CASE WHEN reason IS NULL THEN 'line' ELSE 'reason' END,
                         type || ' ' || identity,
-                        coalesce(reason, 'in order' || ', by ' || am, 'in order'))
+                        coalesce(reason, 'in order, by ' || amname, 'in order'))
   FROM (SELECT classid, objid
           FROM pg_depend
         EXCEPT
@@ -1145,12 +1156,9 @@ SELECT json_build_array(CASE WHEN reason IS NULL THEN 'line' ELSE 'reason' END,
   LEFT JOIN relation AS r ON r.oid = objid AND classid = 'pg_class'::regclass
   LEFT JOIN pg_index ON indexrelid = r.oid
   LEFT JOIN pg_constraint AS k
-    ON k.oid = objid AND classid = 'pg_constraint'::regclass,
+    ON k.oid = objid AND classid = 'pg_constraint'::regclass
+  LEFT JOIN pg_am ON pg_am.oid = relam AND amtype = 't' AND amname <> 'heap',
 LATERAL pg_identify_object(classid, objid, 0),
-LATERAL (SELECT (SELECT nullif(amname, 'heap')
-                   FROM pg_am
-                  WHERE pg_am.oid = relam
-                    AND amtype = 't') AS am) AS stored,
 LATERAL (SELECT CASE
        WHEN relkind = 'f' THEN 'the rows lie elsewhere'
        WHEN relkind = 'm' THEN 'the rows are made anew'
@@ -1308,9 +1316,10 @@ def definitions_in(script: str) -> set[Line]:
             found.add((entry.thing, f"owner: {entry.owner}"))
             # Its comment has three lines; lines are counted from 1.
             own = lines[entry.line + 2 : following.line - 1]
-            sql = re.sub(BEHIND_DEFINITION, "", "\n".join(own))
+            while own and re.fullmatch(BEHIND_DEFINITION, own[-1]):
+                own.pop()
             # Two can have one comment, where names differ by a line feed.
-            definitions[entry.thing] += sql.strip() + "\n"
+            definitions[entry.thing] += "\n".join(own).strip() + "\n"
     for thing, sql in definitions.items():
         digest = hashlib.sha256(encoded(sql)).hexdigest()
         found.add((thing.replace('"', ""), ""))  # which some versions write
@@ -2596,12 +2605,6 @@ CHECK = r"""
 BEGIN READ ONLY;
 SELECT format(E'SELECT to_json((%s\n))', :'check') \gexec
 """
-# A value that is cast to regclass, say, is named if there is no such thing; the
-# functions are those that look at the words of a check.
-OF_VALUES = (
-    "(42704|42883|42P01|42602|3F000)"
-    ":(?!parserOpenTable|errorMissing|ParseFuncOrColumn|op_error)"
-)
 PASSED = "passed"
 # -- Name: tally; Type: MATERIALIZED VIEW DATA; ... needs rows: no reference has
 REFRESH = re.compile(
@@ -2784,8 +2787,8 @@ def verdict_on_load(
     # A row whose COPY is lost is no SQL: the word that is not understood is its.
     is_of_rows = entry.kind in ("TABLE DATA", "BLOBS") or report.code == "42601"
     reads_rows = entry.kind in ("MATERIALIZED VIEW DATA", "INDEX")
-    may_quote = reads_rows and re.match(OF_VALUES, report.cause) is not None
-    sentence = report.sentence(is_of_rows or may_quote)
+    names_value = reads_rows and report.may_name_value
+    sentence = report.sentence(is_of_rows or names_value)
     thing = entry.thing.strip(" .") or "the header"
     place = restored.run.redacted(f"line {report.line}, {thing}: {sentence}")
     # The server's own script makes an extension, but for the statement as such.
@@ -2974,7 +2977,7 @@ def verdict_on_check(restored: Database, check: str) -> str:
         report = failure.report
         if not report or re.match(NO_ANSWER, report.code):
             raise
-        return report.sentence(bool(re.match(OF_VALUES, report.cause)))
+        return report.sentence(report.may_name_value)
     if answer != "true":
         return "not true"
     return PASSED
@@ -3102,15 +3105,13 @@ def answer_of(
     with started as program:
         try:
             program.wait()
-        except ProgramFailed:
+        except ProgramFailed as failure:
             said = run.redacted(program.said())
-            status = program.popen.returncode
             if FAILS not in said:
-                fact = f"{name} exited with {status}"  # below 0: by a signal
-                raise NotJudged(fact, "it could not say why") from None
+                raise NotJudged(failure.args[0], "it could not say why") from None
             fault = said.split(FAILS)[-1].strip()  # behind what its code prints
             fact = f"{name}: the project fails"
-            if status == MUST_NOT_RUN:
+            if program.popen.returncode == MUST_NOT_RUN:
                 raise NotJudged(fact, fault) from None
             raise ProjectFails(fact, fault, hint_for(fault)) from None
         finally:
@@ -3146,13 +3147,13 @@ def answer(verb: str, *words: str) -> NoReturn:
 
     def end(status: int) -> NoReturn:
         answers.flush()
+        sys.stderr.flush()
         errors.flush()
         os._exit(status)  # a thread of the project's may have no end
 
     try:
         run_in_project(work, *words[1:])
     except BaseException as error:  # noqa: BLE001  the process ends below
-        sys.stderr.flush()
         if verb == COMMAND:
             print(error, file=errors)  # whole, as manage.py does
         # Until they are described, no secret is known that words might hold; and
@@ -3935,10 +3936,10 @@ class Evidence:
         finally:  # the terminal may be closed
             if self.options.report:
                 text = json.dumps(facts, indent=2)
-                write_evidence(self.options.report, "wb", f"{text}\n")
+                write_evidence(self.options.report, "w", f"{text}\n")
             if "GITHUB_STEP_SUMMARY" in environ:
                 summary = Path(environ["GITHUB_STEP_SUMMARY"])
-                write_evidence(summary, "ab", self.markdown(headline, lines))
+                write_evidence(summary, "a", self.markdown(headline, lines))
         if self.sentence and environ.get("GITHUB_ACTIONS") == "true":
             level = "error"
             if facts["verdict"] == "skipped":
@@ -4058,10 +4059,10 @@ def shown_fault(error: BaseException) -> BaseException:
 
 def write_evidence(path: Path, mode: str, text: str) -> None:
     """Write a file of evidence, or add to it. Raises NotJudged."""
-    raw = text.encode("utf-8", "backslashreplace")
+    how = {"encoding": "utf-8", "errors": "backslashreplace"}
     try:
-        with open(path, mode, opener=opened_at_once) as file:
-            file.write(raw)
+        with open(path, mode, opener=opened_at_once, **how) as file:
+            file.write(text)
     except OSError as error:
         raise NotJudged(f"the evidence cannot be written: {error}") from None
 

@@ -13,6 +13,7 @@ from aidscope.tests.in_process import drilled
 from aidscope.tests.support import (
     DUMP,
     DUMPS,
+    NEVER_COMPARED,
     Case,
     Ended,
     Row,
@@ -34,15 +35,6 @@ from scripts import test_backup_restore as drill
 LIVE = ("--live", "--no-throwaway")
 
 # --- Databases that are healthy, whatever they look like ------------------------------
-
-NEVER_COMPARED = {
-    "roles and their passwords",
-    "who granted a right",
-    "statistics",
-    "tablespaces",
-    "settings of the database itself",
-    "other databases",
-}
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from aidscope.tests.in_process import drilled
 from aidscope.tests.support import (
     DUMP,
     DUMPS,
+    NEVER_COMPARED,
     SCRIPT,
     Case,
     Ended,
@@ -394,16 +395,6 @@ class OutputTests(Case):
             self.assertRegex(row, r"\A\|[^|]+\|[^|]+\|[^|]+\|\Z")
         for row in facts.splitlines():
             self.assertRegex(row, r"\A\|[^|]+\|[^|]+\|\Z")
-
-
-NEVER_COMPARED = {
-    "roles and their passwords",
-    "who granted a right",
-    "statistics",
-    "tablespaces",
-    "other databases",
-    "settings of the database itself",
-}
 
 
 # --- Arguments that are refused -------------------------------------------------------
