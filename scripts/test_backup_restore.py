@@ -583,7 +583,8 @@ class Program:
         is_over = monotonic() > self.began + self.seconds
         if status < 0 and is_over:
             fact = f"{self.name} did not end within {self.seconds:g} s"
-            raise NotJudged(fact, "allow more time with --timeout")
+            hint = "allow more time with --timeout, unless somebody holds a lock"
+            raise NotJudged(fact, hint)
         if status not in self.good:
             raise ProgramFailed(self)
         warnings = WARNING.findall(self.run.redacted(self.said()))
@@ -3146,9 +3147,8 @@ def answer(verb: str, *words: str) -> NoReturn:
         end(0)
 
     def end(status: int) -> NoReturn:
-        answers.flush()
-        sys.stderr.flush()
-        errors.flush()
+        for stream in (answers, sys.stdout, sys.stderr, errors):
+            stream.flush()
         os._exit(status)  # a thread of the project's may have no end
 
     try:
@@ -3697,7 +3697,9 @@ HINTS = {
     "^53100|No space left|said nothing|child process": "make room on the disk",
     "^53300|too many c": "raise max_connections, or wait for others to leave",
     "^53": "raise the limit of the server, such as max_locks_per_transaction",
-    "^57014|(statement|lock) timeout": "allow more time with --timeout",
+    "^57014|(statement|lock) timeout": (
+        "allow more time with --timeout, unless somebody holds a lock"
+    ),
     "authentication failed|no password": "check the user and the password",
     " refused|not trans|time(d |out e)|unreach": "check host and port",
     "socket .*No such": "check host and port",

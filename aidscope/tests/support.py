@@ -52,6 +52,7 @@ USUAL_FOLDERS = (
 # What the machine that runs the tests may have set.
 HIDDEN = {"DATABASE_URL", "DJANGO_SETTINGS_MODULE", "GITHUB_STEP_SUMMARY", "PYTHONPATH"}
 HIDDEN |= {"BACKUP_DRILL_OPTIONS", "DJANGO_CONFIGURATION", "GITHUB_ACTIONS", "LANGUAGE"}
+HIDDEN |= {"PYTHONUNBUFFERED"}
 
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     # As under nohup. A drill would inherit that; it does not inherit a handler.

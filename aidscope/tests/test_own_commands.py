@@ -680,6 +680,11 @@ class ManageTests(Case):
         passed = [verdict == "passed" for verdict in over.report["checks"].values()]
         self.assertEqual(passed, [False, False, True])
 
+    def test_printed(self) -> None:
+        """With --verbose, what one prints past Django is shown, too."""
+        over = managed("shell -c 'print(9 * str(7))'", arguments=("--verbose",))
+        self.assert_verdict(over, "passed", "manage.py shell says:", "7" * 9)
+
     def test_rows_and_failure(self) -> None:
         """What one has printed before it fails is not shown."""
         with database(CONTENT_TYPES) as name:
