@@ -45,9 +45,9 @@ hints, the evidence, the command line. Whoever has one question may begin here:
     why a definition may be rewritten   Drill.compare, read_back
     what checks the checks              require_differences_seen
                                         require_damage_seen
-    what counts as data in a file       TELLING, Reading.read_on
+    what counts as data in a file       TELLING, Reading.take
                                         Reading.take_block, Reading.take_rows
-    what is only text in a file         Reading.close_quotes, Reading.whole
+    what is only text in a file         Reading.statement, opened_in
     what is never loaded                Reading.note, require_loadable
     what files are taken for            KNOWN_FORMATS, readable_backup
     what the project's code can reach   run_on_scratch_database
@@ -1468,11 +1468,14 @@ ENTRY = re.compile(
     rb" Type: ([^;]*); Schema: (.*); Owner: ?([^;\r\n]*)"
 )
 LONGEST_ENTRY = 2**13  # bytes of its comment
-# Texts and quoted names that end where they begin: 'it''s', "a b"
-CLOSED = re.compile(rb"""'[^']*'|"[^"]*["]""")
-QUOTE = re.compile(rb"""['"]""")
-# Kinds of entries that are read in other ways, or are no entries.
-NO_DEFINITIONS = ("", BEHIND, "TABLE DATA", "SEQUENCE SET", "BLOBS")
+# What stands between and in texts, names and bodies that have an end: it is 'it''s',
+# "a b", and, where the text begins, $_$ a body $_$
+CLOSED = re.compile(
+    rb"""(?s)(?:'[^']*'|"[^"]*"|\A(\$\w*\$).*?\1|(?!\A\$\w*\$)[^'"]+)*+"""
+)
+OPENING = re.compile(rb"""\$\w*\$|['"]|\Z""")
+# Kinds that may hold no SQL, or no text of more than a line.
+WITHOUT_TEXTS = ("", BEHIND, "BLOBS")
 # COPY public."a.b" (id, name) FROM stdin;
 COPY = rb"(?s)COPY %b .*FROM stdin;\n" % FULL_NAME
 # SELECT pg_catalog.setval('public.film_id_seq', 1000, true);
@@ -1485,7 +1488,6 @@ TELLING = (
     ("entry", rb"-- (Data for |Statistics for |)Name: "),
     ("copy", rb"(COPY) "),
     ("setval", rb"SELECT pg_catalog\.(setval)\("),
-    ("body", rb"    AS (\$\w*\$)"),
     # GRANT CONNECT ON DATABASE live TO anna;
     ("on database", rb"(COMMENT|SECURITY LABEL FOR \S+) ON DATABASE "),
     ("on database", rb"(GRANT|REVOKE) [A-Z, ]+ ON DATABASE "),
@@ -1568,8 +1570,7 @@ class Reading:
         self.last = b""  # the piece that was read last
         before = b""
         for line in iter(self.piece, b""):
-            if not before or before.endswith(b"\n"):  # else a long line goes on
-                self.take(line.removeprefix(BYTE_ORDER_MARK), before)
+            self.take(line.removeprefix(BYTE_ORDER_MARK), before)
             before = self.last
         self.finish()
 
@@ -1610,31 +1611,19 @@ class Reading:
         kind = self.entry.kind
         if kind == BEHIND and re.match(SQL_LINE, line):
             self.has_sql_behind = True
-        if kind == "TABLE DATA" and line.startswith(b"INSERT INTO "):
+        if kind == "TABLE DATA" and line.startswith((b"INSERT INTO ", b"\t(")):
             self.has_inserts = True
             self.filled.add(self.entry.line)
             if is_whole_insert(line):  # of which there may be millions
                 return
         if self.noted["CR LF"]:  # behind it, nothing is as it was
             return
+        statement = self.statement(line)
         match = TELLS.match(line)
-        if match:
-            what, _ = TELLING[match.lastindex - 1]
-            value = match[match.lastindex]
-            self.note(what, self.text(value))
-            self.read_on(what, value, line, before)
-        else:
-            self.close_quotes(line)
-
-    def read_on(
-        self,
-        what: str,
-        value: bytes,
-        line: bytes,
-        before: bytes,
-    ) -> None:
-        """Read to the end of what a line begins, so that no part is misread."""
-        kind = self.entry.kind
+        if not match:
+            return
+        what, _ = TELLING[match.lastindex - 1]
+        self.note(what, self.text(match[match.lastindex]))
         entry = ENTRY.match(line, 0, LONGEST_ENTRY)
         if what == "entry" and entry and before.startswith(b"--"):
             name, of_kind, schema, owner = map(self.text, entry.groups())
@@ -1643,33 +1632,36 @@ class Reading:
             self.begin(Entry("", self.line))
         elif what == "footer":
             self.begin(Entry(BEHIND, self.line - 1))
-        elif what == "insert":
-            self.whole(CLOSED.sub(b"", line), b"'")
         elif what == "copy" and kind == "TABLE DATA":
-            self.take_block(self.whole(line, b'"', b" FROM stdin;\n"))
+            self.take_block(statement)
         elif what == "setval" and kind == "SEQUENCE SET":
-            self.take_sequence(self.whole(line, b'"', b");\n"))
-        elif what == "body" and kind in ("FUNCTION", "PROCEDURE"):
-            self.whole(line, value)
-        else:
-            if what in ("roles", "on database"):
-                self.take_roles(line)
-            self.close_quotes(line)
+            self.take_sequence(statement)
+        elif what in ("roles", "on database"):
+            self.take_roles(line)
 
-    def close_quotes(self, line: bytes) -> None:
-        """Read on to the end of a text, or a name, that a definition has begun.
+    def statement(self, line: bytes) -> bytes:
+        """A line and those that end what it has begun; cut at LONGEST.
 
-        It can hold lines that look like a header, an entry, or CR LF.
+        A text or a name can hold lines that look like a header, an entry, or
+        CR LF.
         """
-        if self.entry.kind in NO_DEFINITIONS or line.startswith(b"--"):
-            return
-        opened = QUOTE.search(CLOSED.sub(b"", line))
-        while opened:
-            piece = self.piece()
-            if not piece:
-                self.problems.append(f"line {self.line}: a text has no end")
+        is_comment = line.startswith(b"--")
+        has_texts = self.entry.kind not in WITHOUT_TEXTS and not is_comment
+        opened = b""
+        pieces = []
+        size = 0
+        while line:
+            size += len(line)
+            if size <= LONGEST:
+                pieces.append(line)
+            if has_texts:
+                opened = opened_in(opened + line)
+            if line.endswith(b"\n") and not opened:
                 break
-            opened = QUOTE.search(CLOSED.sub(b"", opened[0] + piece))
+            line = self.piece()
+        if opened:
+            self.problems.append(f"line {self.line}: a text has no end")
+        return b"".join(pieces)
 
     def note(self, what: str, value: str) -> None:
         """Note what was told, or that it is about the server: not to be loaded."""
@@ -1763,22 +1755,6 @@ class Reading:
             value += ", not called yet"
         self.sequences[f"sequence {self.name_in(state)}"] = value
 
-    def whole(self, line: bytes, quote: bytes, end: bytes = b";\n") -> bytes:
-        """What begins with a line, to an end behind closed quotes; cut at LONGEST."""
-        quotes = line.count(quote)
-        pieces = [line]
-        size = len(line)
-        while quotes % 2 or not line.endswith(end):
-            line = self.piece()
-            if not line:
-                self.problems.append(f"line {self.line}: a statement has no end")
-                break
-            quotes += line.count(quote)
-            size += len(line)
-            if size < LONGEST:
-                pieces.append(line)
-        return b"".join(pieces)
-
     def name_in(self, match: re.Match[bytes]) -> str:
         """Both names as facts write them; an old pg_dump leaves one out."""
         schema = unquoted(self.text(match[1] or b""))
@@ -1836,12 +1812,19 @@ class Reading:
 
 
 def is_whole_insert(line: bytes) -> bool:
-    """Whether an INSERT ends with its line; others are looked at closely."""
+    """Whether a line ends what an INSERT begins; others are looked at closely."""
     return (
-        line.endswith(b";\n")
+        line.endswith((b";\n", b",\n"))
         and line.count(b"'") % 2 == 0
         and not line.startswith(b"INSERT INTO pg_catalog")
     )
+
+
+def opened_in(text: bytes) -> bytes:
+    """The quote of what is begun in a text and has no end in it, or none."""
+    text = text.removeprefix(b"    AS ")
+    closed = CLOSED.match(text).end()
+    return OPENING.match(text, closed)[0]
 
 
 def codec_of(encoding: str) -> str:
