@@ -37,7 +37,7 @@ hints, the evidence, the command line. Whoever has one question may begin here:
 
     what is dropped, and nothing else   DROPPABLE, DROP, scratch_work
     what a signal ends, or a kill       interrupt, Run.started, guarded, GUARD
-    how long a program may take         Program.limited, Program.wait
+    how long a program may take         Run.started, Program.wait
     which errors blame the backup       ALWAYS, verdict_on_load
     why no password is shown            Run.redacted, named_database, described
     why no row is shown                 MEANINGS, Report.sentence
@@ -488,6 +488,7 @@ class Run:
 
         It may take so many times --timeout, and end with a good status.
         """
+        seconds = timeouts * self.options.timeout
         with self.file_with() as output, self.file_with() as errors:
             popen = Popen(
                 list(map(str, command)),
@@ -502,12 +503,15 @@ class Run:
                 **account,
             )
             name = name or Path(popen.args[0]).name
-            seconds = timeouts * self.options.timeout
-            program = Program(self, name, popen, output, errors, seconds, good)
+            timer = Timer(seconds, popen.kill)
+            timer.daemon = True  # no signal must have to wait for it
+            program = Program(self, name, popen, output, errors, timer, good)
             with popen:
                 try:
+                    timer.start()
                     yield program
                 finally:
+                    timer.cancel()
                     popen.kill()
 
 
@@ -547,7 +551,7 @@ class Program:
     popen: Popen[bytes]
     output: File
     errors: File
-    seconds: float  # that it may take
+    timer: Timer  # which kills it when its time is over
     good: tuple[int, ...]  # exit statuses
     began: float = field(default_factory=monotonic)
 
@@ -564,25 +568,12 @@ class Program:
         streams = (self.output, self.errors)
         return "\n".join(text_of(stream, MOST_SHOWN) for stream in streams)
 
-    @contextmanager
-    def limited(self) -> Iterator[None]:
-        """Kill it if its time is over before the block is; then `wait` raises."""
-        left = self.began + self.seconds - monotonic()
-        timer = Timer(max(0, left), self.popen.kill)
-        timer.daemon = True  # no signal must have to wait for it
-        try:
-            timer.start()
-            yield
-        finally:
-            timer.cancel()
-
     def wait(self) -> None:
         """Wait until it has ended well. Raises if it failed, or overran."""
-        with self.limited():
-            status = self.popen.wait()
-        is_over = monotonic() > self.began + self.seconds
-        if status < 0 and is_over:
-            fact = f"{self.name} did not end within {self.seconds:g} s"
+        status = self.popen.wait()
+        seconds = self.timer.interval
+        if status < 0 and monotonic() > self.began + seconds:
+            fact = f"{self.name} did not end within {seconds:g} s"
             hint = "allow more time with --timeout, unless somebody holds a lock"
             raise NotJudged(fact, hint)
         if status not in self.good:
@@ -892,11 +883,12 @@ class Database:
         pipes = {"stdin": PIPE, "stdout": PIPE}
         answer = ""
         with self.started("psql", *PSQL, "-f", "-", **pipes) as psql:
-            with psql.limited(), suppress(BrokenPipeError):
+            with suppress(BrokenPipeError):
                 psql.popen.stdin.write(f"{script}\n".encode())
                 answer = psql.popen.stdout.readline().decode().strip()
             if not answer:  # it has ended
                 psql.wait()
+            psql.timer.cancel()
             yield answer
 
 
@@ -2186,7 +2178,7 @@ class Backup:
             name = programs.folder / name
         words += [*options, self.path]
         pipe = {"stdout": PIPE, "good": self.format.good}
-        with programs.run.started(name, *words, **pipe) as maker, maker.limited():
+        with programs.run.started(name, *words, **pipe) as maker:
             yield maker.popen.stdout, [maker]
 
 

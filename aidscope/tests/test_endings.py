@@ -225,11 +225,11 @@ class HeldUpTests(Case):
 
         begin = Timer.start
         with (
-            server_in_process().run.started("sleep", "600") as program,
             patch.object(Timer, "start", start),
             suppress(KeyboardInterrupt),
+            server_in_process().run.started("sleep", "600"),
         ):
-            program.wait()
+            self.fail("the signal was lost")
         timers = [each for each in threading.enumerate() if isinstance(each, Timer)]
         for timer in timers:
             timer.cancel()
