@@ -464,7 +464,7 @@ class Run:
         """The folders of PostgreSQL's programs, a line each, with a version."""
         return output_of(self.started("/bin/sh", "-c", FIND_PROGRAMS))
 
-    def file_with(self, text: str = "") -> File:
+    def file(self, text: str = "") -> File:
         """A nameless file with the text, for a program to read or to write."""
         # Not in the folder, which a team's command could remove.
         file = tempfile.TemporaryFile(dir=self.folder.parent)  # noqa: SIM115
@@ -478,22 +478,19 @@ class Run:
         *command: object,
         name: str = "",
         environment: Words | None = None,
-        stdin: int | File = DEVNULL,
+        text: str = "",  # that it reads, unless there is a stdin
+        stdin: int | File | None = None,
         stdout: int | None = None,
-        timeouts: float = 1,
-        good: tuple[int, ...] = (0,),
+        timeouts: float = 1,  # it may take so many times --timeout
+        good: tuple[int, ...] = (0,),  # exit statuses
         **account: Any,
     ) -> Iterator["Program"]:
-        """A program that runs beside this process, killed behind the block.
-
-        It may take so many times --timeout, and end with a good status.
-        """
-        seconds = timeouts * self.options.timeout
-        with self.file_with() as output, self.file_with() as errors:
+        """A program that runs beside this process, killed behind the block."""
+        with self.file(text) as given, self.file() as output, self.file() as errors:
             popen = Popen(
                 list(map(str, command)),
                 env=environment or base_environment(),
-                stdin=stdin,
+                stdin=stdin or given,
                 stdout=stdout or output,
                 stderr=errors,
                 bufsize=0,
@@ -503,7 +500,7 @@ class Run:
                 **account,
             )
             name = name or Path(popen.args[0]).name
-            timer = Timer(seconds, popen.kill)
+            timer = Timer(timeouts * self.options.timeout, popen.kill)
             timer.daemon = True  # no signal must have to wait for it
             program = Program(self, name, popen, output, errors, timer, good)
             with popen:
@@ -863,15 +860,10 @@ class Database:
             **streams,
         )
 
-    @contextmanager
-    def psql(self, script: str, **values: str) -> Iterator[Program]:
+    def psql(self, script: str, **values: str) -> Context:
         """psql, which runs the script; a value `name` is :'name' in there."""
         words = [f"--set={name}={value}" for name, value in values.items()]
-        with (
-            self.run.file_with(script) as file,
-            self.started("psql", *PSQL, *words, "-f", "-", stdin=file) as psql,
-        ):
-            yield psql
+        return self.started("psql", *PSQL, *words, "-f", "-", text=script)
 
     def ask(self, script: str, **values: str) -> list[Any]:
         """The values that the script selects: JSON, one a line."""
@@ -2059,15 +2051,11 @@ print(total.hexdigest(), end="")
 """
 
 
-@contextmanager
-def hashing(path: Path, run: Run) -> Iterator[Program]:
+def hashing(path: Path, run: Run) -> Context:
     """A program that prints the SHA-256 of a backup."""
     command = (sys.executable, "-IS", "-c", HASH)
-    with (
-        run.file_with("\0".join(map(str, members_of(path)))) as names,
-        run.started(*command, name="SHA-256", stdin=names) as program,
-    ):
-        yield program
+    names = "\0".join(map(str, members_of(path)))
+    return run.started(*command, name="SHA-256", text=names)
 
 
 # --- A backup that exists ----------------------------------------------------
