@@ -872,12 +872,9 @@ class Database:
     @contextmanager
     def held(self, script: str) -> Iterator[str]:
         """What a session selects that stays until the block ends."""
-        pipes = {"stdin": PIPE, "stdout": PIPE}
-        answer = ""
-        with self.started("psql", *PSQL, "-f", "-", **pipes) as psql:
-            with suppress(BrokenPipeError):
-                psql.popen.stdin.write(f"{script}\n".encode())
-                answer = psql.popen.stdout.readline().decode().strip()
+        pipes = {"stdin": PIPE, "stdout": PIPE}  # nothing comes: it waits for more
+        with self.started("psql", *PSQL, "-c", script, "-f", "-", **pipes) as psql:
+            answer = psql.popen.stdout.readline().decode().strip()
             if not answer:  # it has ended
                 psql.wait()
             psql.timer.cancel()
