@@ -895,9 +895,8 @@ def libpq_value(value: str) -> str:
 @contextmanager
 def scratch_work(server: Database) -> Iterator[None]:
     """Hold this run's lock; drop what killed runs left, and its own at the end."""
-    number = bytes.fromhex(server.run.folder.name.removeprefix(MARK))
-    key = int.from_bytes(number, signed=True)
-    with server.held(f"SELECT 'locked' FROM pg_advisory_lock({key});"):
+    number = server.run.folder.name.removeprefix(MARK)
+    with server.held(f"SELECT 'locked' FROM pg_advisory_lock(x'{number}'::bigint)"):
         drop_databases(server)
         try:
             yield
