@@ -1471,7 +1471,7 @@ TELLING = (
     # GRANT CONNECT ON DATABASE live TO anna;
     ("on database", rb"(COMMENT|SECURITY LABEL FOR \S+) ON DATABASE "),
     ("on database", rb"(GRANT|REVOKE) [A-Z, ]+ ON DATABASE "),
-    # Lines that may name roles, see NAMING_ROLES:
+    # Lines that may name roles, see ROLES:
     ("roles", rb"(GRANT|REVOKE|ALTER DEFAULT PRIVILEGES|CREATE POLICY) "),
     ("roles", rb"(CREATE USER MAPPING|SET SESSION AUTHORIZATION) "),
     # -- Dumped by pg_dump version 15.20 (Debian 15.20-0+deb12u1)
@@ -1494,17 +1494,12 @@ TELLING = (
     ("drop", rb"(SELECT pg_catalog\.lo_unlink\(|SELECT CASE WHEN EXISTS)"),
 )
 TELLS = re.compile(b"|".join(pattern for _, pattern in TELLING))
-# Roles that a line names, beside the owners in comments:
+# Roles that a line names, beside the owners in comments, behind what names none:
 # ALTER DEFAULT PRIVILEGES FOR ROLE anna GRANT SELECT ON TABLES TO "Ben";
 # CREATE POLICY some ON public.film FOR SELECT TO anna, "Ben" USING (true);
-GRANTS = rb"(?:ALTER DEFAULT PRIVILEGES .*)?(?:GRANT|REVOKE) .* (?:TO|FROM) "
-NAMING_ROLES = (
-    rb"%b(%b)(?: WITH GRANT OPTION)?;" % (GRANTS, NAME),
-    rb"ALTER DEFAULT PRIVILEGES FOR ROLE (%b) " % NAME,
-    rb"CREATE POLICY (?:(?! USING | WITH CHECK ).)* TO (%b(?:, %b)*)" % (NAME, NAME),
-    rb"CREATE USER MAPPING FOR (%b) " % NAME,
-    rb"SET SESSION AUTHORIZATION '([^']+)'",
-)
+NO_ROLE = rb""""[^"]*"|'[^']*'| USING .*| WITH CHECK .*"""
+BEFORE_ROLES = rb" (?:TO|FROM|FOR ROLE|MAPPING FOR|AUTHORIZATION) '?"
+ROLES = rb"%b|%b(%b(?:, %b)*)" % (NO_ROLE, BEFORE_ROLES, NAME, NAME)
 
 
 @dataclass(frozen=True)
@@ -1668,11 +1663,9 @@ class Reading:
 
     def take_roles(self, line: bytes) -> None:
         """Note the roles that a line names."""
-        for pattern in NAMING_ROLES:
-            named = re.match(pattern, line)
-            if named:
-                names = re.findall(NAME, named[1])
-                self.roles.update(unquoted(self.text(name)) for name in names)
+        for names in re.findall(ROLES, line):
+            for name in re.findall(NAME, names):
+                self.roles.add(unquoted(self.text(name)))
 
     def take_block(self, statement: bytes) -> None:
         """Count the rows of a COPY block."""
