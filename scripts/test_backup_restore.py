@@ -1537,8 +1537,8 @@ class Reading:
         self.has_inserts = False  # in place of COPY
         self.has_zeros = False
         self.has_sql_behind = False  # behind a footer
-        self.filled: set[int] = set()  # lines of entries with rows
-        self.blocks: set[tuple[str, str]] = set()  # entry, and what its COPY fills
+        # An entry, and what its COPY fills -> the line of the entry
+        self.blocks: dict[tuple[str, str], int] = {}
         self.left_out: dict[int, int] = {}  # line of an entry -> from where on
         self.swallowed: set[str] = set()  # tables whose data lie in another's
         self.problems: Lines = []
@@ -1588,7 +1588,6 @@ class Reading:
             self.has_sql_behind = True
         if kind == "TABLE DATA" and line.startswith((b"INSERT INTO ", b"\t(")):
             self.has_inserts = True
-            self.filled.add(self.entry.line)
             if is_whole_insert(line):  # of which there may be millions
                 return
         if self.noted["CR LF"]:  # behind it, nothing is as it was
@@ -1678,8 +1677,7 @@ class Reading:
         block = (self.entry.thing, table)
         if block in self.blocks:
             self.problems.append(f"{table}: its data are there twice")
-        self.blocks.add(block)
-        self.filled.add(self.entry.line)
+        self.blocks[block] = self.entry.line
         rows = 0
         before = statement
         for piece in iter(self.rows_ahead, b""):
@@ -1775,9 +1773,10 @@ class Reading:
 
     def finish_tables(self) -> None:
         """Note whose data are missing, though the entry is there, or swallowed."""
+        filled = set(self.blocks.values())
         for entry in self.entries:
-            is_filled = entry.line in self.filled or self.has_inserts
-            if entry.kind == "TABLE DATA" and self.rows and not is_filled:
+            is_filled = entry.line in filled or self.has_inserts
+            if entry.kind == "TABLE DATA" and filled and not is_filled:
                 self.problems.append(f"{entry.thing}: missing")
         for table in self.swallowed & self.tables_without_data:
             fault = "its data lie in another's COPY block"
@@ -2405,7 +2404,7 @@ def read_whole(backup: Backup, server: Database) -> tuple[Reading, Lines]:
         problems += problems_of_source(reading, backup)
     elif not problems and not reading.named("TABLE", "TABLE DATA"):
         problems = ["it holds no table"]
-    elif not problems and not reading.filled:
+    elif not problems and not (reading.rows or reading.has_inserts):
         problems = ["it holds no data of any table"]
     return reading, problems
 
