@@ -1349,12 +1349,9 @@ def contents_apart(expected: Contents, found: Contents) -> list[Difference]:
 
 def other_extensions(expected: Contents, found: Contents) -> Things:
     """What is an extension's that has another version here."""
-    sides = [expected.extensions, found.extensions]
-    mine, theirs = [set(side.values()) for side in sides]
-    others = mine ^ theirs
-    return frozenset(
-        thing for side in sides for thing, version in side.items() if version in others
-    )
+    versions = {*expected.extensions.values()} ^ {*found.extensions.values()}
+    things = [*expected.extensions.items(), *found.extensions.items()]
+    return frozenset(thing for thing, version in things if version in versions)
 
 
 def without(lines: set[Line], things: Things) -> set[Line]:
