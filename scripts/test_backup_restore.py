@@ -1023,9 +1023,7 @@ config AS (
     LATERAL unnest(extconfig, extcondition) AS listed (relation, condition)
      WHERE e.oid >= 16384),
 relation AS (
-    SELECT c.*, extension, sql,
-           regexp_replace(sql, '(^|\.)"([a-z_][a-z0-9_]*)"(?=\.|$)',
-                          '\1\2', 'g') AS name,
+    SELECT c.*, extension, sql, nspname || '.' || relname AS name,
            CASE WHEN coalesce(condition, '') = '' THEN 'ONLY ' || sql
            ELSE format('(SELECT * FROM %s %s)', sql, condition) END AS origin
       FROM pg_class AS c
@@ -1128,7 +1126,7 @@ LATERAL hashtextextended(ROW(
 # that a partition has from its parent, of triggers that PostgreSQL numbers.
 NAMES = r"""
 SELECT json_build_array(CASE WHEN reason IS NULL THEN 'line' ELSE 'reason' END,
-                        type || ' ' || identity,
+                        type || ' ' || coalesce(r.name, identity),
                         coalesce(reason, 'in order, by ' || amname, 'in order'))
   FROM (SELECT classid, objid
           FROM pg_depend
@@ -1169,7 +1167,9 @@ SELECT json_build_array('extension', kind || name, extension)
 LATERAL (SELECT CASE relkind WHEN 'S' THEN 'sequence ' ELSE 'table ' END)
      AS k (kind)
  WHERE extension IS NOT NULL;
-SELECT json_build_array('extension', type || ' ' || identity,
+"""
+PARTS_OF_EXTENSIONS = r"""
+SELECT json_build_array('extension', type || ' ' || coalesce(r.name, identity),
                         extname || ' ' || extversion)
   FROM (SELECT indrelid, 'pg_class'::regclass, indexrelid
           FROM pg_index
@@ -1181,7 +1181,9 @@ SELECT json_build_array('extension', type || ' ' || identity,
           FROM pg_trigger) AS part (whole, classid, objid)
   JOIN pg_depend AS d
     ON d.classid = 'pg_class'::regclass AND d.objid = whole AND deptype = 'e'
-  JOIN pg_extension AS e ON e.oid = refobjid,
+  JOIN pg_extension AS e ON e.oid = refobjid
+  LEFT JOIN relation AS r
+    ON r.oid = part.objid AND part.classid = 'pg_class'::regclass,
 LATERAL pg_identify_object(part.classid, part.objid, 0);
 SELECT json_build_array('extension', 'extension ' || extname,
                         extname || ' ' || extversion)
@@ -1226,6 +1228,7 @@ ALL_FACTS = "".join(
         LARGE,
         NAMES,
         EXTENSIONS,
+        PARTS_OF_EXTENSIONS,
         MEMBERS,
         UNSEEN,
         POPULATED,
@@ -1510,10 +1513,14 @@ class Entry:
     owner: str = ""
 
     @property
+    def full_name(self) -> str:
+        """Both names: public.film."""
+        return f"{self.schema}.{self.name}".removeprefix("-.")
+
+    @property
     def thing(self) -> str:
         """Its name in sentences: table public.film."""
-        name = f"{self.schema}.{self.name}".removeprefix("-.")
-        return f"{self.kind.lower()} {name}"
+        return f"{self.kind.lower()} {self.full_name}"
 
 
 class Reading:
@@ -1558,11 +1565,7 @@ class Reading:
 
     def named(self, *kinds: str) -> set[str]:
         """The full names in entries of these kinds."""
-        return {
-            full_name(entry.schema, entry.name)
-            for entry in self.entries
-            if entry.kind in kinds
-        }
+        return {entry.full_name for entry in self.entries if entry.kind in kinds}
 
     @property
     def tables_without_data(self) -> set[str]:
@@ -1710,7 +1713,7 @@ class Reading:
                 entry = ENTRY.match(row, 0, LONGEST_ENTRY)
                 if entry and entry[2] == b"TABLE DATA":
                     schema, name = self.text(entry[3]), self.text(entry[1])
-                    self.swallowed.add(full_name(schema, name))
+                    self.swallowed.add(f"{schema}.{name}")
 
     def take_sequence(self, statement: bytes) -> None:
         """Note the value of a sequence."""
@@ -1727,7 +1730,7 @@ class Reading:
         """Both names as facts write them; an old pg_dump leaves one out."""
         schema = unquoted(self.text(match[1] or b""))
         name = unquoted(self.text(match[2]))
-        return full_name(schema or self.entry.schema, name)
+        return f"{schema or self.entry.schema}.{name}"
 
     def text(self, raw: bytes) -> str:
         """Text of the backup, read in its encoding."""
@@ -1810,19 +1813,6 @@ def unquoted(name: str) -> str:
     if name.startswith('"'):
         return name[1:-1].replace('""', '"')
     return name
-
-
-def full_name(schema: str, name: str) -> str:
-    """Both names as SQL."""
-    return f"{identifier(schema)}.{identifier(name)}"
-
-
-def identifier(name: str) -> str:
-    """A name as an SQL identifier, quoted where its letters need it."""
-    if re.fullmatch("[a-z_][a-z0-9_]*", name):
-        return name
-    escaped = name.replace('"', '""')
-    return f'"{escaped}"'
 
 
 # --- The source and its backup -----------------------------------------------

@@ -718,7 +718,7 @@ class ReadingTests(Case):
         sql = made().backup.path.read_bytes()
         reading = made().reading
         self.assertEqual(reading.rows["table backup_drill.item"], 100)
-        name = 'table extra."COPY extra.nil (id) FROM stdin;"'
+        name = "table extra.COPY extra.nil (id) FROM stdin;"
         self.assertEqual(reading.rows[name], 4)
         for length in (1021, 4099, 65537):
             with patch.object(drill, "LONGEST", length):

@@ -754,7 +754,7 @@ class ComparisonTests(Case):
             "expected  sequence public.kept_id_seq: 1, not called yet",
             "found     sequence public.kept_id_seq: 7",
             "found     large objects: 0 rows",
-            'expected  table public."a""b": 0 rows',
+            'expected  table public.a"b: 0 rows',
             act="restore",
         )
 
