@@ -47,7 +47,7 @@ hints, the evidence, the command line. Whoever has one question may begin here:
                                         require_damage_seen
     what counts as data in a file       TELLING, Reading.take
                                         Reading.take_block, Reading.take_rows
-    what is only text in a file         Reading.statement, opened_in
+    what is only text in a file         Reading.end_texts, opened_in
     what is never loaded                Reading.note, require_loadable
     what files are taken for            KNOWN_FORMATS, readable_backup
     what the project's code can reach   run_on_scratch_database
@@ -1023,7 +1023,9 @@ config AS (
     LATERAL unnest(extconfig, extcondition) AS listed (relation, condition)
      WHERE e.oid >= 16384),
 relation AS (
-    SELECT c.*, extension, sql, nspname || '.' || relname AS name,
+    SELECT c.*, extension, sql,
+           -- A line feed is a blank in pg_dump's comments.
+           translate(nspname || '.' || relname, E'\n\r', '  ') AS name,
            CASE WHEN coalesce(condition, '') = '' THEN 'ONLY ' || sql
            ELSE format('(SELECT * FROM %s %s)', sql, condition) END AS origin
       FROM pg_class AS c
@@ -1441,7 +1443,6 @@ AS_TEXT = (
 )
 AS_UTF_16 = "it is UTF-16, as the > of PowerShell writes: use pg_dump's --file"
 NAME = rb'(?:"(?:[^"]|"")*"|[^\s.,;()"\']+)'
-FULL_NAME = rb"(?:(%b)\.)?(%b)" % (NAME, NAME)
 # -- Data for Name: film; Type: TABLE DATA; Schema: public; Owner: anna
 ENTRY = re.compile(
     rb"-- (?:Data for |Statistics for )?Name: (.*);"
@@ -1456,17 +1457,16 @@ CLOSED = re.compile(
 OPENING = re.compile(rb"""\$\w*\$|['"]|\Z""")
 # Kinds that may hold no SQL, or no text of more than a line.
 WITHOUT_TEXTS = ("", BEHIND, "BLOBS")
-# COPY public."a.b" (id, name) FROM stdin;
-COPY = rb"(?s)COPY %b .*FROM stdin;\n" % FULL_NAME
+# COPY public.film (id, name) FROM stdin;
+COPY_END = b" FROM stdin;\n"
 # SELECT pg_catalog.setval('public.film_id_seq', 1000, true);
-SETVAL = rb"SELECT pg_catalog\.setval\('%b', (-?\d+), (true|false)\);\n" % FULL_NAME
+SETVAL_END = rb".*', (-?\d+), (true|false)\);\n"
 # What the beginning of a line tells, with a value; the commonest come first.
 TELLING = (
-    ("insert", rb"INSERT INTO (pg_catalog|)"),
+    ("data", rb"(?:INSERT INTO|COPY) (pg_catalog|)"),
     ("made", rb"SELECT pg_catalog\.lo_(create)\("),
     ("filled", rb"SELECT pg_catalog\.lo_(open)\("),
     ("entry", rb"-- (Data for |Statistics for |)Name: "),
-    ("copy", rb"(COPY) "),
     ("setval", rb"SELECT pg_catalog\.(setval)\("),
     # GRANT CONNECT ON DATABASE live TO anna;
     ("on database", rb"(COMMENT|SECURITY LABEL FOR \S+) ON DATABASE "),
@@ -1534,15 +1534,15 @@ class Reading:
         self.entry = Entry("", 1)
         self.entries = [self.entry]
         self.rows: Counter[str] = Counter()  # table -> how many in its block
-        self.sequences: Words = {}  # sequence -> its value
+        self.sequences: set[Line] = set()  # a sequence, and its value
         # What lines told, as TELLING names it -> value -> how many lines
         self.noted: dict[str, Counter[str]] = defaultdict(Counter)
         self.roles: set[str] = set()
         self.has_inserts = False  # in place of COPY
         self.has_zeros = False
         self.has_sql_behind = False  # behind a footer
-        # An entry, and what its COPY fills -> the line of the entry
-        self.blocks: dict[tuple[str, str], int] = {}
+        # An entry, and its COPY -> the line of the entry
+        self.blocks: dict[tuple[str, bytes], int] = {}
         self.left_out: dict[int, int] = {}  # line of an entry -> from where on
         self.swallowed: set[str] = set()  # tables whose data lie in another's
         self.problems: Lines = []
@@ -1592,7 +1592,7 @@ class Reading:
                 return
         if self.noted["CR LF"]:  # behind it, nothing is as it was
             return
-        statement = self.statement(line)
+        self.end_texts(line)
         match = TELLS.match(line)
         if not match:
             return
@@ -1606,28 +1606,22 @@ class Reading:
             self.begin(Entry("", self.line))
         elif what == "footer":
             self.begin(Entry(BEHIND, self.line - 1))
-        elif what == "copy" and kind == "TABLE DATA":
-            self.take_block(statement)
-        elif what == "setval" and kind == "SEQUENCE SET":
-            self.take_sequence(statement)
+        elif kind == "TABLE DATA" and line.startswith(b"COPY "):
+            self.take_block(line)
+        elif kind == "SEQUENCE SET" and what == "setval":
+            self.take_sequence()
         elif what in ("roles", "on database"):
             self.take_roles(line)
 
-    def statement(self, line: bytes) -> bytes:
-        """A line and those that end what it has begun; cut at LONGEST.
+    def end_texts(self, line: bytes) -> None:
+        """Read on to the end of a line, and of a text or name that it has begun.
 
-        A text or a name can hold lines that look like a header, an entry, or
-        CR LF.
+        They can hold lines that look like a header, an entry, or CR LF.
         """
         is_comment = line.startswith(b"--")
         has_texts = self.entry.kind not in WITHOUT_TEXTS and not is_comment
         opened = b""
-        pieces = []
-        size = 0
         while line:
-            size += len(line)
-            if size <= LONGEST:
-                pieces.append(line)
             if has_texts:
                 opened = opened_in(opened + line)
             if line.endswith(b"\n") and not opened:
@@ -1635,7 +1629,6 @@ class Reading:
             line = self.piece()
         if opened:
             self.problems.append(f"line {self.line}: a text has no end")
-        return b"".join(pieces)
 
     def note(self, what: str, value: str) -> None:
         """Note what was told, or that it is about the server: not to be loaded."""
@@ -1666,20 +1659,19 @@ class Reading:
             for name in re.findall(NAME, names):
                 self.roles.add(unquoted(self.text(name)))
 
-    def take_block(self, statement: bytes) -> None:
-        """Count the rows of a COPY block."""
-        copy = re.fullmatch(COPY, statement)
-        if not copy:
+    def take_block(self, line: bytes) -> None:
+        """Count the rows of a COPY block, which begins with the line."""
+        if not self.last.endswith(COPY_END):
             self.problems.append(f"line {self.line}: no COPY of pg_dump's")
             return
-        table = f"table {self.name_in(copy)}"
-        # Of partitions, several entries can fill one table.
-        block = (self.entry.thing, table)
+        table = f"table {self.entry.full_name}"
+        # Names that differ by a line feed have one comment.
+        block = (table, line)
         if block in self.blocks:
             self.problems.append(f"{table}: its data are there twice")
         self.blocks[block] = self.entry.line
         rows = 0
-        before = statement
+        before = self.last
         for piece in iter(self.rows_ahead, b""):
             if piece == END_OF_DATA and before.endswith(b"\n"):
                 break
@@ -1715,22 +1707,16 @@ class Reading:
                     schema, name = self.text(entry[3]), self.text(entry[1])
                     self.swallowed.add(f"{schema}.{name}")
 
-    def take_sequence(self, statement: bytes) -> None:
+    def take_sequence(self) -> None:
         """Note the value of a sequence."""
-        state = re.fullmatch(SETVAL, statement.replace(b"''", b"'"))
+        state = re.fullmatch(SETVAL_END, self.last)
         if not state:
             self.problems.append(f"line {self.line}: no setval of pg_dump's")
             return
-        value = self.text(state[3])
-        if state[4] == b"false":
+        value = self.text(state[1])
+        if state[2] == b"false":
             value += ", not called yet"
-        self.sequences[f"sequence {self.name_in(state)}"] = value
-
-    def name_in(self, match: re.Match[bytes]) -> str:
-        """Both names as facts write them; an old pg_dump leaves one out."""
-        schema = unquoted(self.text(match[1] or b""))
-        name = unquoted(self.text(match[2]))
-        return f"{schema or self.entry.schema}.{name}"
+        self.sequences.add((f"sequence {self.entry.full_name}", value))
 
     def text(self, raw: bytes) -> str:
         """Text of the backup, read in its encoding."""
@@ -2441,7 +2427,7 @@ def said_by(reading: Reading, roots: Words) -> set[Line]:
         for table, count in reading.rows.items():
             rows[roots.get(table, table)] += count
     said = {(table, f"{count} rows") for table, count in rows.items()}
-    return said | set(reading.sequences.items())
+    return said | reading.sequences
 
 
 def problems_of_source(reading: Reading, backup: Backup) -> Lines:
@@ -2491,8 +2477,7 @@ def require_loadable(reading: Reading, server: Database) -> None:
             "a load would write into the other server: dump without them",
         ),
         (
-            "pg_catalog" in reading.noted["insert"]
-            or any(table.startswith("table pg_catalog.") for table in reading.rows),
+            "pg_catalog" in reading.noted["data"],
             "it writes into PostgreSQL's own tables",
             "pg_dump writes nothing of the kind: find out who did",
         ),

@@ -449,7 +449,8 @@ def rows_of_everything() -> dict[str, int]:
     counted: dict[str, int] = {}
     for table, root in query(everything(), TABLES):
         ((rows,),) = query(everything(), f"SELECT count(*) FROM ONLY {table}")
-        counted[root] = counted.get(root, 0) + rows
+        name = root.replace('"', "")  # in pg_dump's comments, a."b.c" is "a.b".c
+        counted[name] = counted.get(name, 0) + rows
     return counted
 
 
