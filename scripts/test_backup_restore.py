@@ -675,14 +675,12 @@ class Report:
     def cause(self) -> str:
         return f"{self.code}:{self.function}"
 
-    @property
-    def may_name_value(self) -> bool:
-        """Whether it may name a value, where a statement reads rows."""
-        return re.match(OF_VALUES, self.cause) is not None
-
-    def sentence(self, of_rows: bool = False) -> str:
+    def sentence(self, of_rows: bool = False, reads_rows: bool = False) -> str:
         """The error; in words of ours where PostgreSQL's may quote a value."""
-        if of_rows or re.match("22|P0|.*:exec_stmt_raise", self.cause):
+        patterns = "22|P0|.*:exec_stmt_raise"
+        if reads_rows:
+            patterns += f"|{OF_VALUES}"
+        if of_rows or re.match(patterns, self.cause):
             meaning = MEANINGS.get(self.code, "its words may quote a value")
             return f"{self.code} by {self.function}: {meaning}"
         return f"{self.code}: {self.message}"
@@ -2711,8 +2709,7 @@ def verdict_on_load(
     # A row whose COPY is lost is no SQL: the word that is not understood is its.
     is_of_rows = entry.kind in ("TABLE DATA", "BLOBS") or report.code == "42601"
     reads_rows = entry.kind in ("MATERIALIZED VIEW DATA", "INDEX")
-    names_value = reads_rows and report.may_name_value
-    sentence = report.sentence(is_of_rows or names_value)
+    sentence = report.sentence(is_of_rows, reads_rows)
     thing = entry.thing.strip(" .") or "the header"
     place = restored.run.redacted(f"line {report.line}, {thing}: {sentence}")
     # The server's own script makes an extension, but for the statement as such.
@@ -2901,7 +2898,7 @@ def verdict_on_check(restored: Database, check: str) -> str:
         report = failure.report
         if not report or re.match(NO_ANSWER, report.code):
             raise
-        return report.sentence(report.may_name_value)
+        return report.sentence(reads_rows=True)
     if answer != "true":
         return "not true"
     return PASSED
