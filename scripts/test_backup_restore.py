@@ -1379,15 +1379,11 @@ def differences(expected: set[Line], found: set[Line]) -> list[Difference]:
 
 def unaccepted(apart: list[Difference], run: Run) -> list[Difference]:
     """The differences that no --accept fits; the others are noted."""
-    rest = []
-    for difference in apart:
-        line = difference.line
-        fitting = [glob for glob in run.options.accept if fnmatchcase(line, glob)]
-        if fitting:
-            run.accepted[str(difference)] = fitting[0]
-        else:
-            rest.append(difference)
-    return rest
+    for glob in run.options.accept:
+        for difference in apart:
+            if fnmatchcase(difference.line, glob):
+                run.accepted.setdefault(str(difference), glob)
+    return [each for each in apart if str(each) not in run.accepted]
 
 
 # The smallest tables, by up to 100 rows that hold a value: as they are, and
