@@ -1405,8 +1405,8 @@ def require_differences_seen(restored: Database, found: Contents) -> None:
     some_rows = contents_from(restored.ask(script, origin=f"{SOME_ROWS} AS t"))
     with_nulls = contents_from(restored.ask(script, origin=f"{CHANGED_ROWS} AS t"))
     facts_alone = replace(found, script="")  # no definitions are read again
-    names = {line for line in found.facts if line[1] == "in order"} or found.facts
-    without_name = replace(facts_alone, facts=found.facts - {min(names)})
+    name = min(found.facts, key=lambda line: line[1] != "in order")
+    without_name = replace(facts_alone, facts=found.facts - {name})
     other_sql = found.script.replace("\nCREATE ", "\nCREATE OTHER ", 1)
     changes = {
         "a name": (facts_alone, without_name),
