@@ -1443,12 +1443,13 @@ ENTRY = re.compile(
     rb" Type: ([^;]*); Schema: (.*); Owner: ?([^;\r\n]*)"
 )
 LONGEST_ENTRY = 2**13  # bytes of its comment
-# What stands between and in texts, names and bodies that have an end: it is 'it''s',
-# "a b", and, where the text begins, $_$ a body $_$
+# A body begins its line: "    AS $_$", and ends by $_$ again.
+BODY = rb"\A    AS (\$\w*\$)"
+# All up to the first text, name or body that has no end: 'it''s', "a b"
 CLOSED = re.compile(
-    rb"""(?s)(?:'[^']*'|"[^"]*"|\A(\$\w*\$).*?\1|(?!\A\$\w*\$)[^'"]+)*+"""
+    rb"""(?s)(?:'[^']*'|"[^"]*"|%b.*?\1|(?!%b)[^'"]+)*+""" % (BODY, BODY)
 )
-OPENING = re.compile(rb"""\$\w*\$|['"]|\Z""")
+OPENING = re.compile(rb"""%b|['"]|\Z""" % BODY)
 # Kinds that may hold no SQL, or no text of more than a line.
 WITHOUT_TEXTS = ("", BEHIND, "BLOBS")
 # COPY public.film (id, name) FROM stdin;
@@ -1470,10 +1471,10 @@ TELLING = (
     ("roles", rb"(CREATE USER MAPPING|SET SESSION AUTHORIZATION) "),
     # -- Dumped by pg_dump version 15.20 (Debian 15.20-0+deb12u1)
     ("version", rb"-- Dumped (?:from database|by pg_dump) version (\d+)"),
+    ("CR LF", rb"-- PostgreSQL database dump(\r)\n"),
     ("footer", rb"-- PostgreSQL database dump (complete)"),
     ("header", rb"-- PostgreSQL database (dump)"),
     ("cluster", rb"-- PostgreSQL database (cluster) dump"),
-    ("CR LF", rb"--(\r)\n"),
     ("UTF-16", rb"(\xff\xfe|\xfe\xff)"),
     ("restrict", rb"\\(restrict) "),
     ("encoding", rb"SET client_encoding = '(\w+)'"),
@@ -1492,7 +1493,7 @@ TELLS = re.compile(b"|".join(pattern for _, pattern in TELLING))
 # ALTER DEFAULT PRIVILEGES FOR ROLE anna GRANT SELECT ON TABLES TO "Ben";
 # CREATE POLICY some ON public.film FOR SELECT TO anna, "Ben" USING (true);
 NO_ROLE = rb""""[^"]*"|'[^']*'| USING .*| WITH CHECK .*"""
-BEFORE_ROLES = rb" (?:TO|FROM|FOR ROLE|MAPPING FOR|AUTHORIZATION) '?"
+BEFORE_ROLES = rb" (?:(?:TO|FROM|FOR ROLE|MAPPING FOR) |AUTHORIZATION ')"
 ROLES = rb"%b|%b(%b(?:, %b)*)" % (NO_ROLE, BEFORE_ROLES, NAME, NAME)
 
 
@@ -1535,8 +1536,8 @@ class Reading:
         self.has_inserts = False  # in place of COPY
         self.has_zeros = False
         self.has_sql_behind = False  # behind a footer
-        # An entry, and its COPY -> the line of the entry
-        self.blocks: dict[tuple[str, bytes], int] = {}
+        self.filled: set[int] = set()  # lines of entries with a COPY block
+        self.blocks: set[tuple[str, bytes]] = set()  # a table, and its COPY
         self.left_out: dict[int, int] = {}  # line of an entry -> from where on
         self.swallowed: set[str] = set()  # tables whose data lie in another's
         self.problems: Lines = []
@@ -1663,7 +1664,8 @@ class Reading:
         block = (table, line)
         if block in self.blocks:
             self.problems.append(f"{table}: its data are there twice")
-        self.blocks[block] = self.entry.line
+        self.blocks.add(block)
+        self.filled.add(self.entry.line)
         rows = 0
         before = self.last
         for piece in iter(self.rows_ahead, b""):
@@ -1753,10 +1755,9 @@ class Reading:
 
     def finish_tables(self) -> None:
         """Note whose data are missing, though the entry is there, or swallowed."""
-        filled = set(self.blocks.values())
         for entry in self.entries:
-            is_filled = entry.line in filled or self.has_inserts
-            if entry.kind == "TABLE DATA" and filled and not is_filled:
+            is_filled = entry.line in self.filled or self.has_inserts
+            if entry.kind == "TABLE DATA" and self.filled and not is_filled:
                 self.problems.append(f"{entry.thing}: missing")
         for table in self.swallowed & self.tables_without_data:
             fault = "its data lie in another's COPY block"
@@ -1774,7 +1775,6 @@ def is_whole_insert(line: bytes) -> bool:
 
 def opened_in(text: bytes) -> bytes:
     """The quote of what is begun in a text and has no end in it, or none."""
-    text = text.removeprefix(b"    AS ")
     closed = CLOSED.match(text).end()
     return OPENING.match(text, closed)[0]
 
