@@ -1067,9 +1067,9 @@ SELECT json_build_array('file', 'sequence ' || name, relfilenode)
 #        # coalesce(hashtextextended(t.title::text COLLATE "C", 42), 0), 0))
 #        AS total FROM ONLY public.film AS t
 ROWS = r"""
-SELECT format('SELECT json_build_array(''line'', %L, sum(n) || '' rows'', '
-              '''rows with hash '' || left(md5(coalesce(sum(total), 0)::text), 16)) '
-              'FROM (%s) AS leaf',
+SELECT format('SELECT json_build_array(''line'', %L, unnest(ARRAY['
+              'sum(n) || '' rows'', ''rows with hash '' || '
+              'left(md5(coalesce(sum(total), 0)::text), 16)])) FROM (%s) AS leaf',
               'table ' || top, string_agg(query, ' UNION ALL '))
   FROM (SELECT coalesce(root.name, r.name) AS top,
                pg_relation_size(r.oid) AS size,
@@ -1106,8 +1106,9 @@ SELECT format('SELECT json_build_array(''line'', %L, sum(n) || '' rows'', '
 WHOLE_TABLE = "%2$s AS t"  # where its rows are
 # lo_get reads at most 1 GB, and a large object holds up to 4 TB.
 LARGE = r"""
-SELECT json_build_array('line', 'large objects', count(*) || ' rows',
-                        'rows with hash ' || left(md5(coalesce(sum(hash), 0)::text), 16))
+SELECT json_build_array('line', 'large objects', unnest(ARRAY[
+           count(*) || ' rows',
+           'rows with hash ' || left(md5(coalesce(sum(hash), 0)::text), 16)]))
   FROM pg_largeobject_metadata AS l,
 LATERAL lo_lseek64(lo_open(l.oid, x'40000'::integer), 0, 2) AS size,
 LATERAL hashtextextended(ROW(
@@ -1278,14 +1279,16 @@ def read_contents(database: Database) -> Contents:
 
 def contents_from(facts: list[Any], script: str = "") -> Contents:
     """The contents that psql's facts and pg_dump's definitions tell."""
-    lines = set()
-    kept: dict[str, Words] = {"reason": {}, "extension": {}, "root": {}}
-    for kind, thing, *texts in facts:
-        if kind == "line":
-            lines.update((thing, text) for text in texts)
-        else:
-            kept[kind][thing] = texts[0]
-    return Contents(lines, script, *kept.values())
+    told: dict[str, set[Line]] = defaultdict(set)
+    for kind, thing, text in facts:
+        told[kind].add((thing, text))
+    return Contents(
+        told["line"],
+        script,
+        reasons=dict(told["reason"]),
+        extensions=dict(told["extension"]),
+        roots=dict(told["root"]),
+    )
 
 
 def definitions_in(script: str) -> set[Line]:
