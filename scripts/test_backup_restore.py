@@ -2309,19 +2309,14 @@ def recorded_sha256(path: Path) -> str:
     record = path.with_name(f"{path.name}.sha256")
     if not record.is_file():
         return ""
-    raw = record.read_bytes()
-    codec = "utf-8-sig"
-    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):  # as PowerShell writes
-        codec = "utf-16"
-    lines = raw.decode(codec, "replace").splitlines()
-    name = rf"(^|[\s*(/\\]){re.escape(path.name)}($|[\s)])"
-    naming = [line for line in lines if re.search(name, line)]
-    text = "\n".join(naming or lines)
-    digests = set(re.findall(r"\b[0-9a-f]{64}\b", text.lower()))
+    text = record.read_bytes().replace(b"\0", b"")  # as UTF-16 of PowerShell has
+    name = rb"(?m)^.*(?<![\w.-])%b(?![\w.-]).*" % re.escape(os.fsencode(path.name))
+    named = b"\n".join(re.findall(name, text)) or text
+    digests = set(re.findall(rb"\b[0-9a-f]{64}\b", named.lower()))
     if len(digests) != 1:
         log.warning("%s tells no SHA-256 of %s", record, path.name)
         return ""
-    return digests.pop()
+    return digests.pop().decode()
 
 
 # --- Validation --------------------------------------------------------------
