@@ -204,7 +204,7 @@ class Drill:
         if self.options.live:
             major = self.configured.major
         elif self.options.backup:
-            major = self.backup.major
+            major = self.backup.announced.versions[-1]
         return self.enter(starting_server(self.project, major))
 
     @cached_property
@@ -1475,6 +1475,8 @@ TELLING = (
     # -- Dumped by pg_dump version 15.20 (Debian 15.20-0+deb12u1)
     ("version", rb"-- Dumped (?:from database|by pg_dump) version (\d+)"),
     ("CR LF", rb"-- PostgreSQL database dump(\r)\n"),
+    # -- Started on 2026-11-29 00:25:26 UTC
+    ("started", rb"-- Started on (\d+-\d\d-\d\d \d\d:\d\d:\d\d)"),
     ("footer", rb"-- PostgreSQL database dump (complete)"),
     ("header", rb"-- PostgreSQL database (dump)"),
     ("cluster", rb"-- PostgreSQL database (cluster) dump"),
@@ -1555,6 +1557,18 @@ class Reading:
     def versions(self) -> list[int]:
         """The major versions that it names, of the server and of pg_dump."""
         return sorted(map(int, self.noted["version"])) or [0]
+
+    @property
+    def locale(self) -> str:
+        """The clauses of its CREATE DATABASE, "" where it has none."""
+        return "".join(self.noted["locale"])
+
+    @property
+    def encoding(self) -> str:
+        """The encoding of a database for it."""
+        if "SQL_ASCII" in self.noted["encoding"]:
+            return "SQL_ASCII"
+        return re.search(r"ENCODING = '(\w+)'|$", self.locale)[1] or "UTF8"
 
     @property
     def is_garbled(self) -> bool:
@@ -1767,6 +1781,9 @@ class Reading:
             self.problems.append(f"table {table}: {fault}")
 
 
+NOTHING = Reading(io.BytesIO())
+
+
 def is_whole_insert(line: bytes) -> bool:
     """Whether a line ends what an INSERT begins; others are looked at closely."""
     return (
@@ -1952,12 +1969,9 @@ def written_backup(source: Database) -> "Backup":
         FORMATS[form],
         sha256,
         written=time.time(),
-        major=source.major,
         source=source,
         contents=found,
         seconds=seconds,
-        locale=source.locale,
-        encoding=source.encoding,
     )
 
 
@@ -1986,8 +2000,6 @@ def commanded_backup(source: Database, project: "Project") -> "Backup":
         source=source,
         contents=replace(after, moved=moved, altered=altered),
         seconds=seconds,
-        locale=source.locale,
-        encoding=source.encoding,
     )
 
 
@@ -2082,9 +2094,7 @@ DAMAGE = (
     "unsupported format|magic|could not open .*No such file|could not find",
     "out of range|invalid (?!option|mem)",
 )
-# ; Archive created at 2026-11-29 00:25:26 UTC
-CREATED = re.compile(r"^;\s+Archive created at (\S+ \S+)", re.MULTILINE)
-# That is local time of the machine that wrote it, at most so far behind.
+# Of the local time of the machine that wrote an archive, which has no zone.
 FARTHEST_BEHIND = timedelta(hours=12)
 
 
@@ -2096,14 +2106,17 @@ class Backup:
     format: Format
     sha256: str  # that was recorded for it, or ""
     written: float  # seconds since 1970
-    major: int = 0  # of the pg_dump that wrote it, 0 where nobody knows
+    announced: Reading = NOTHING  # what the beginning of an existing one tells
     source: Database | None = None  # of a backup that this run has made
     contents: Contents | None = None  # of its source, when it was written
     seconds: float = 0  # that this took
     state: list[tuple[int, int, int]] = field(default_factory=list)  # of its files
     encrypted: Path | None = None  # the file that it was decrypted from
-    locale: str = ""  # of its source, where known, as for CREATE DATABASE
-    encoding: str = "UTF8"  # of a database for it
+
+    @property
+    def like(self) -> Database | Reading:
+        """What has the encoding and the locale of a database for it."""
+        return self.source or self.announced
 
     @property
     def original(self) -> Path:
@@ -2211,29 +2224,21 @@ def readable_backup(found: Backup, programs: "Programs") -> Backup:
         return backup
     options = []
     if backup.format.command == PG_RESTORE:
-        options.append("--create")  # which tells the locale
+        # It then tells the locale, and when it was written.
+        options += ["--create", "--verbose"]
     problems = []
     with backup.sql(programs, *options) as (stream, makers):
         beginning = io.BufferedReader(stream).read(LONGEST)
         if len(beginning) < LONGEST:
             problems = problems_of(makers)
     announced = Reading(io.BytesIO(beginning))
+    if not options and not problems:
+        require_sql(backup.path, announced)
     written = backup.written
-    if options:
-        written = time_of_archive(backup, programs)
-    elif not problems:
-        require_sql(backup.path, beginning, announced)
-    locale = "".join(announced.noted["locale"])
-    encoding = re.search(r"ENCODING = '(\w+)'|$", locale)[1] or "UTF8"
-    if "SQL_ASCII" in announced.noted["encoding"]:
-        encoding = "SQL_ASCII"
-    return replace(
-        backup,
-        written=written,
-        major=announced.versions[-1],
-        locale=locale,
-        encoding=encoding,
-    )
+    for started in announced.noted["started"]:
+        local = datetime.fromisoformat(f"{started}+00:00")
+        written = min(written, (local + FARTHEST_BEHIND).timestamp())
+    return replace(backup, written=written, announced=announced)
 
 
 def format_of(path: Path) -> Format:
@@ -2260,12 +2265,9 @@ def readable_format(head: bytes, path: Path) -> Format:
     return found
 
 
-def require_sql(
-    path: Path,
-    beginning: bytes,
-    announced: Reading,
-) -> None:
+def require_sql(path: Path, announced: Reading) -> None:
     """Raise NotReadable where what is read is no SQL of pg_dump's."""
+    beginning = announced.beginning
     inside = readable_format(beginning[:1024], path).name
     if inside != "plain":
         fact = f"{path} is packed twice: {inside} lies in it"
@@ -2291,17 +2293,6 @@ def problems_of(makers: list[Program]) -> Lines:
             raise
         return [": ".join(failure.args[:2])]
     return []
-
-
-def time_of_archive(backup: Backup, programs: "Programs") -> float:
-    """The time of a backup's files, or that in the archive, if older."""
-    with programs.started("pg_restore", "--list", backup.path) as lister:
-        problems_of([lister])
-        created = CREATED.search(lister.written())
-    if not created:
-        return backup.written
-    local = datetime.fromisoformat(f"{created[1]}+00:00")
-    return min(backup.written, (local + FARTHEST_BEHIND).timestamp())
 
 
 def recorded_sha256(path: Path) -> str:
@@ -2349,17 +2340,16 @@ def validated_reading(backup: Backup, server: Database) -> tuple[Reading, str]:
 
 def reading_of_source(backup: Backup) -> Reading:
     """What the source says, for a backup that its command alone reads."""
-    script = ""
-    if backup.source:
-        script = backup.contents.script
-    return Reading(io.BytesIO(encoded(script)))
+    if not backup.source:
+        return NOTHING
+    return Reading(io.BytesIO(encoded(backup.contents.script)))
 
 
 def read_whole(backup: Backup, server: Database) -> tuple[Reading, Lines]:
     """What a backup says, and what is wrong with it."""
     problems = problems_of_files(backup)
     if problems:  # a cut tar would keep pg_restore for ever
-        return Reading(io.BytesIO()), problems
+        return NOTHING, problems
     with backup.sql(server.programs) as (stream, makers):
         reading = Reading(stream)
         problems = problems_of(makers) + reading.problems
@@ -2573,7 +2563,7 @@ def database_for(backup: Backup, server: Database) -> Database:
         name = backup.source.name
     if name in ("postgres", "template1"):  # which a new server has
         name = ""
-    return made_database(server, "restored", backup, name)
+    return made_database(server, "restored", backup.like, name)
 
 
 def load_backup(
@@ -2709,7 +2699,7 @@ def verdict_on_load(
     # The server's own script makes an extension, but for the statement as such.
     by_extension = entry.kind == "EXTENSION" and report.code != "42601"
     by_others = entry.kind == BEHIND and reading.has_sql_behind
-    if re.match(BY_SETTINGS, report.cause) and has_lost_settings(backup, reading):
+    if re.match(BY_SETTINGS, report.cause) and has_lost_settings(backup):
         return NotJudged(fact, place, LOST_SETTINGS)
     same_major = set(reading.versions) == {restored.major}
     is_blamed = report.blames_backup(same_major, has_same_order(restored, backup))
@@ -2718,23 +2708,23 @@ def verdict_on_load(
     return NotJudged(fact, place, hint_for(report.cause))
 
 
-def has_lost_settings(backup: Backup, reading: Reading) -> bool:
+def has_lost_settings(backup: Backup) -> bool:
     """Whether the source has settings of its own, of which a load sets none."""
     if backup.source:
         # In a rehearsal it is a scratch database, as that which is loaded.
         options = backup.source.run.options
         return options.live and backup.source.has_settings
-    return bool(reading.named("DATABASE PROPERTIES"))
+    return bool(backup.announced.named("DATABASE PROPERTIES"))
 
 
 def has_same_order(restored: Database, backup: Backup) -> bool:
     """Whether texts have the order here that they had at the source."""
-    if restored.locale != backup.locale:
+    if restored.locale != backup.like.locale:
         return False
     if backup.source and backup.source.words == restored.words:
         return True  # it is the same server
     # By another library, a locale of the same name may order otherwise.
-    return bool(re.search(BY_BYTES, backup.locale))
+    return bool(re.search(BY_BYTES, restored.locale))
 
 
 def read_back(

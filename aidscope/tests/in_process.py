@@ -130,7 +130,7 @@ def made() -> Made:
     """The backup, and what it brings back."""
     backup = drill.written_backup(replace(server(), name=everything()))
     reading, _ = drill.validated_reading(backup, server())
-    restored = drill.made_database(server(), "restored", backup)
+    restored = drill.made_database(server(), "restored", backup.like)
     reference = drill.made_database(server(), "reference", restored)
     drill.load_backup(backup, reading, restored, reference)
     script = definitions_of(reference)

@@ -388,7 +388,7 @@ class OrderTests(Case, table=ORDERS):
         nothing = drill.Run(None, Path(), 0), "", {}, {}, None
         there = drill.Database(*nothing, locale=row.locale)
         here = replace(there, words={"host": "elsewhere"})
-        backup = drill.Backup(Path(), drill.UNREAD, "", 0, locale=row.locale)
+        backup = drill.Backup(Path(), drill.UNREAD, "", 0, announced=there)
         self.assertIs(drill.has_same_order(here, backup), row.is_known)
         backup = replace(backup, source=there)
         self.assertIs(drill.has_same_order(here, backup), row.is_known)
