@@ -245,7 +245,7 @@ class Drill:
         server = self.configured
         if self.is_private:
             server, _ = self.starting  # of which no more is needed here
-        with unchanged(backup):
+        with unchanged(self.options.backup):
             reading, sha256 = validated_reading(backup, server)
         self.facts["sha256"] = sha256
         self.facts["roles_needed"] = sorted(reading.roles - {"PUBLIC"})
@@ -258,7 +258,7 @@ class Drill:
 
     def restore(self) -> None:
         """Load the backup, compare what came back, and use it."""
-        with unchanged(self.backup):
+        with unchanged(self.options.backup):
             restored, reference = self.loaded()
         self.compare(restored, reference)
         if self.options.rehearsal:
@@ -2110,7 +2110,7 @@ class Backup:
     source: Database | None = None  # of a backup that this run has made
     contents: Contents | None = None  # of its source, when it was written
     seconds: float = 0  # that this took
-    state: list[tuple[int, int, int]] = field(default_factory=list)  # of its files
+
     encrypted: Path | None = None  # the file that it was decrypted from
 
     @property
@@ -2157,20 +2157,23 @@ def size_of(path: Path) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def state_of(path: Path) -> list[tuple[int, int, int]]:
+def state_of(path: Path | None) -> list[tuple[int, float]]:
     """What tells whether a backup is replaced or written; last, when it was."""
-    stats = [file.stat() for file in members_of(path)]
-    return [(each.st_ino, each.st_size, each.st_mtime_ns) for each in stats]
+    files = []
+    if path and path.exists():
+        files = members_of(path)
+    return [(file.stat().st_ino, file.stat().st_mtime) for file in files]
 
 
 @contextmanager
-def unchanged(backup: Backup) -> Iterator[None]:
+def unchanged(path: Path | None) -> Iterator[None]:
     """Raise NotJudged if a backup that exists is another behind the block."""
+    before = state_of(path)
     try:
         yield
     finally:
-        path = backup.original  # which a restore command may remove
-        if backup.state and path.exists() and state_of(path) != backup.state:
+        after = state_of(path)  # a restore command may remove it
+        if after and after != before:
             fact = f"{path} changed while it was judged"
             raise NotJudged(fact, "judge a copy of it, or wait until it is complete")
 
@@ -2183,10 +2186,8 @@ def adopted_backup(path: Path, run: Run) -> Backup:
     if path.exists() and (is_of_process or not is_readable):
         raise NotJudged(f"{path} is no file", "write what it gives into one")
     programs = found_programs(run, NEWEST, CLIENTS)
-    state = state_of(path)
-    written = max((time for _, _, time in state), default=0)  # an empty folder
-    recorded = recorded_sha256(path)
-    backup = Backup(path, UNREAD, recorded, written / 1e9, state=state)
+    written = max((time for _, time in state_of(path)), default=0)  # an empty folder
+    backup = Backup(path, UNREAD, recorded_sha256(path), written)
     if run.options.decrypt:
         backup = replace(backup, path=decrypted(path, run), encrypted=path)
     try:
