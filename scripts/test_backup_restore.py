@@ -2201,18 +2201,9 @@ def adopted_backup(path: Path, run: Run) -> Backup:
 def decrypted(path: Path, run: Run) -> Path:
     """The backup that the user's command makes of a file."""
     target = run.folder / "decrypted"
-    target.touch(mode=0o600)
-    command = run.options.decrypt
-    with path.open("rb") as encrypted, target.open("wb") as file:
-        run_command(
-            run,
-            "decrypt command",
-            command,
-            environ,
-            NotJudged,
-            stdin=encrypted,
-            stdout=file,
-        )
+    streams = f"exec < {shlex.quote(str(path))} > {shlex.quote(str(target))}"
+    command = f"{streams}\n{run.options.decrypt}"
+    run_command(run, "decrypt command", command, environ, NotJudged)
     if not size_of(target):
         raise NotJudged("the decrypt command wrote nothing", "check its key")
     return target
@@ -3247,7 +3238,6 @@ def run_command(
     command: str,
     environment: Words,
     failed: type[Exception] = BackupIsBad,
-    **streams: File,
 ) -> None:
     """Run a command of the team's until it has ended, with its programs."""
     folder = run.folder / "command"
@@ -3258,7 +3248,6 @@ def run_command(
             *("/bin/sh", "-c", command),
             name=f"the {name}",
             environment={**environment, "BACKUP_DRILL": str(folder)},
-            **streams,
         )
         with starting as shell:
             try:
