@@ -235,7 +235,7 @@ class Drill:
         if backup.source:
             self.facts["seconds_to_back_up"] = round(backup.seconds, 3)
         self.facts["format"] = backup.format.name
-        self.facts["bytes"] = size_of(backup.original)
+        self.facts["bytes"] = size_of(self.options.backup or backup.path)
         return backup
 
     @cached_property
@@ -2111,17 +2111,10 @@ class Backup:
     contents: Contents | None = None  # of its source, when it was written
     seconds: float = 0  # that this took
 
-    encrypted: Path | None = None  # the file that it was decrypted from
-
     @property
     def like(self) -> Database | Reading:
         """What has the encoding and the locale of a database for it."""
         return self.source or self.announced
-
-    @property
-    def original(self) -> Path:
-        """The file or folder as it was found."""
-        return self.encrypted or self.path
 
     @contextmanager
     def sql(
@@ -2189,7 +2182,7 @@ def adopted_backup(path: Path, run: Run) -> Backup:
     written = max((time for _, time in state_of(path)), default=0)  # an empty folder
     backup = Backup(path, UNREAD, recorded_sha256(path), written)
     if run.options.decrypt:
-        backup = replace(backup, path=decrypted(path, run), encrypted=path)
+        backup = replace(backup, path=decrypted(path, run))
     try:
         return readable_backup(backup, programs)
     except NotReadable:
@@ -2309,10 +2302,9 @@ def recorded_sha256(path: Path) -> str:
 
 def validated_reading(backup: Backup, server: Database) -> tuple[Reading, str]:
     """What a backup says, and its SHA-256. Raises BackupIsBad for damage."""
-    with (
-        step("read the backup"),
-        hashing(backup.original, server.run) as hasher,
-    ):
+    # As it was found, if it was decrypted:
+    path = server.run.options.backup or backup.path
+    with step("read the backup"), hashing(path, server.run) as hasher:
         if backup.format == UNREAD:
             reading, problems = reading_of_source(backup), []
         else:
