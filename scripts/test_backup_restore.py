@@ -565,12 +565,13 @@ class Program:
         streams = (self.output, self.errors)
         return "\n".join(text_of(stream, MOST_SHOWN) for stream in streams)
 
-    def wait(self) -> None:
-        """Wait until it has ended well. Raises if it failed, or overran."""
+    def wait(self) -> float:
+        """The seconds until it has ended well. Raises if it failed, or overran."""
         status = self.popen.wait()
-        seconds = self.timer.interval
-        if status < 0 and monotonic() > self.began + seconds:
-            fact = f"{self.name} did not end within {seconds:g} s"
+        seconds = monotonic() - self.began
+        most = self.timer.interval
+        if status < 0 and seconds > most:
+            fact = f"{self.name} did not end within {most:g} s"
             hint = "allow more time with --timeout, unless somebody holds a lock"
             raise NotJudged(fact, hint)
         if status not in self.good:
@@ -581,6 +582,7 @@ class Program:
             if self.name == "pg_dump":
                 level = logging.WARNING
             log.log(level, "%s says:\n%s", self.name, indented(warnings))
+        return seconds
 
 
 def text_of(file: File, most: int = sys.maxsize) -> str:
@@ -1954,8 +1956,7 @@ def written_backup(source: Database) -> "Backup":
         ) as dump,
         reading_contents(source, snapshot) as contents,
     ):
-        dump.wait()
-        seconds = monotonic() - dump.began
+        seconds = dump.wait()
         size = size_of(path)
         if run.options.rehearsal and size <= 1024:  # the sample alone has more
             raise BackupIsBad(f"pg_dump ended well but wrote only {size} bytes")
@@ -1981,10 +1982,9 @@ def commanded_backup(source: Database, project: "Project") -> "Backup":
     path = run.folder / "backup"
     with step("read the source"):
         before = read_contents(source)
-    began = monotonic()
+    command = run.options.backup_command
     environment = command_environment(source, project, path)
-    run_command(run, "backup command", run.options.backup_command, environment)
-    seconds = monotonic() - began
+    seconds = run_command(run, "backup command", command, environment)
     if not size_of(path):
         raise BackupIsBad("the backup command wrote nothing to $BACKUP_FILE")
     with step("read the source again"):
@@ -2568,10 +2568,9 @@ def load_backup(
         beside as definitions,
     ):
         try:
-            load.wait()
+            seconds = load.wait()
         except ProgramFailed as failure:
             raise verdict_on_load(failure, backup, reading, restored) from None
-        seconds = monotonic() - load.began
         if definitions:
             definitions.wait()
     return seconds
@@ -2645,10 +2644,8 @@ def load_by_command(
     failed = NotJudged  # nobody knows what an existing backup needs
     if backup.source:
         failed = BackupIsBad
-    began = monotonic()
     environment = command_environment(restored, project, backup.path)
-    run_command(run, "restore command", command, environment, failed)
-    seconds = monotonic() - began
+    seconds = run_command(run, "restore command", command, environment, failed)
     server = replace(restored, name="postgres")
     if server.ask(EXISTS, name=restored.name) == [0]:
         raise failed(f"the restore command left no database {restored.name}")
@@ -3006,15 +3003,15 @@ def answer_of(
         finally:
             # What is printed before the secrets are known is never shown.
             if words[0] == COMMAND:
-                log_words(name, program.said(), run)
+                log_words(program, program.said())
         return program.written()
 
 
-def log_words(name: str, said: str, run: Run) -> None:
+def log_words(program: Program, said: str) -> None:
     """Show, with --verbose, what a program has said."""
-    lines = run.redacted(said).splitlines()
+    lines = program.run.redacted(said).splitlines()
     if lines:
-        log.info("%s says:\n%s", name, indented(lines[-100:], most=100))
+        log.info("%s says:\n%s", program.name, indented(lines[-100:], most=100))
 
 
 def answer(verb: str, *words: str) -> NoReturn:
@@ -3230,8 +3227,8 @@ def run_command(
     command: str,
     environment: Words,
     failed: type[Exception] = BackupIsBad,
-) -> None:
-    """Run a command of the team's until it has ended, with its programs."""
+) -> float:
+    """The seconds that a command of the team's ran, with its programs."""
     folder = run.folder / "command"
     folder.mkdir()
     # Under a guard of its own, as its `kill 0` must not end our programs.
@@ -3243,11 +3240,11 @@ def run_command(
         )
         with starting as shell:
             try:
-                shell.wait()
+                seconds = shell.wait()
             except ProgramFailed:
                 raise verdict_on_command(shell, failed) from None
             finally:
-                log_words(shell.name, shell.last_words(), run)
+                log_words(shell, shell.last_words())
         running = programs_in(group, run)
         if running:
             time.sleep(1)  # the tee of a `> >(tee log)` ends a little later
@@ -3255,6 +3252,7 @@ def run_command(
     if running:
         names = ", ".join(running)
         raise failed(f"the {name} returned while {names} still ran")
+    return seconds
 
 
 def programs_in(group: int, run: Run) -> Lines:
