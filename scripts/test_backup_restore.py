@@ -88,7 +88,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import (
     AbstractContextManager,
     contextmanager,
-    nullcontext,
     suppress,
 )
 from dataclasses import dataclass, field, replace
@@ -259,8 +258,8 @@ class Drill:
     def restore(self) -> None:
         """Load the backup, compare what came back, and use it."""
         with unchanged(self.options.backup):
-            restored, reference = self.loaded()
-        self.compare(restored, reference)
+            restored, definitions = self.loaded()
+        self.compare(restored, definitions)
         if self.options.rehearsal:
             with step("use the restored database"):
                 insert_through_sequences(restored)
@@ -269,34 +268,39 @@ class Drill:
         self.evidence.require_limit("max_restore", fact, seconds)
         require_checks(restored, self.project, self.facts["checks"])
 
-    def loaded(self) -> tuple["Database", "Database | None"]:
-        """The restored database, and the reference if there is a source."""
+    def loaded(self) -> tuple["Database", "Program | None"]:
+        """The restored database, and what writes the reference's definitions."""
         backup = self.backup
         reading = self.reading
         server = self.server
         if server.private:
             provide_globals(server, reading, self.project.user)
         restored = database_for(backup, server)
-        reference = None
+        definitions = None
         if backup.source:
             reference = made_database(server, "reference", restored)
+            defining = self.enter(loading_reference(reference, backup.contents))
         if self.options.restore_command:
-            seconds = load_by_command(backup, restored, reference, self.project)
+            seconds = load_by_command(backup, restored, self.project)
         else:
-            seconds = load_backup(backup, reading, restored, reference)
+            seconds = load_backup(backup, reading, restored)
         self.facts["seconds_to_restore"] = round(seconds, 3)
-        return restored, reference
+        if backup.source:
+            defining.wait()
+            definitions = self.enter(reference.started(*DEFINITIONS))
+        return restored, definitions
 
-    def compare(self, restored: "Database", reference: "Database | None") -> None:
+    def compare(self, restored: "Database", definitions: "Program | None") -> None:
         """Compare what came back with what was expected."""
         backup = self.backup
-        found, script, plan = read_back(restored, reference, self.project)
+        found, plan = read_back(restored, self.project)
         # [ ]  shop.0002_price
         self.facts["pending_migrations"] = re.findall(r"(?m)^\[ \] +(\S+)", plan)
-        if backup.source:
+        if definitions:
             fact = "the restored database differs from its source"
+            definitions.wait()
             # Both were written once more after a restore, as PostgreSQL does.
-            expected = replace(backup.contents, script=script)
+            expected = replace(backup.contents, script=definitions.written())
         else:
             fact = "the restored database differs from what its backup says"
             expected = expected_of_existing(backup, self.reading, found)
@@ -2554,26 +2558,18 @@ def load_backup(
     backup: Backup,
     reading: Reading,
     restored: Database,
-    reference: Database | None,
 ) -> float:
-    """The seconds that the backup took to load, the reference beside it."""
+    """The seconds that the backup took to load."""
     if reading.noted["public"]:  # as after pg_dump --schema public
         restored.ask("DROP SCHEMA public;")
-    beside = nullcontext()
-    if reference:
-        beside = loading_reference(reference, backup.contents)
     with (
         step("load the backup"),
         loading(backup, reading, restored) as load,
-        beside as definitions,
     ):
         try:
-            seconds = load.wait()
+            return load.wait()
         except ProgramFailed as failure:
             raise verdict_on_load(failure, backup, reading, restored) from None
-        if definitions:
-            definitions.wait()
-    return seconds
 
 
 @contextmanager
@@ -2632,12 +2628,7 @@ def loading_reference(reference: Database, contents: Contents) -> Context:
     return reference.psql(REFRESH.sub(r"\1", contents.script))
 
 
-def load_by_command(
-    backup: Backup,
-    restored: Database,
-    reference: Database | None,
-    project: "Project",
-) -> float:
+def load_by_command(backup: Backup, restored: Database, project: "Project") -> float:
     """The seconds that the team's own command took to load the backup."""
     run = restored.run
     command = run.options.restore_command
@@ -2649,8 +2640,6 @@ def load_by_command(
     server = replace(restored, name="postgres")
     if server.ask(EXISTS, name=restored.name) == [0]:
         raise failed(f"the restore command left no database {restored.name}")
-    if reference:
-        output_of(loading_reference(reference, backup.contents))
     return seconds
 
 
@@ -2708,27 +2697,17 @@ def has_same_order(restored: Database, backup: Backup) -> bool:
     return bool(re.search(BY_BYTES, restored.locale))
 
 
-def read_back(
-    restored: Database, reference: Database | None, project: "Project"
-) -> tuple[Contents, str, str]:
-    """What came back, the reference's definitions, the plan of migrations."""
-    beside = nullcontext()
-    if reference:
-        beside = reference.started(*DEFINITIONS)
+def read_back(restored: Database, project: "Project") -> tuple[Contents, str]:
+    """What came back, and the plan of migrations."""
     plan = ""
-    script = ""
     with (
         step("read the restored database"),
         reading_contents(restored) as contents,
-        beside as definitions,
     ):
         if not restored.run.options.rehearsal:  # it compares their table
             show_plan = project.on_alias("showmigrations", "--plan")
             plan = project.output_of(show_plan, restored)
-        if definitions:
-            definitions.wait()
-            script = definitions.written()
-        return contents(), script, plan
+        return contents(), plan
 
 
 def expected_of_existing(

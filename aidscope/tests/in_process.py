@@ -132,7 +132,8 @@ def made() -> Made:
     reading, _ = drill.validated_reading(backup, server())
     restored = drill.made_database(server(), "restored", backup.like)
     reference = drill.made_database(server(), "reference", restored)
-    drill.load_backup(backup, reading, restored, reference)
+    drill.load_backup(backup, reading, restored)
+    drill.output_of(drill.loading_reference(reference, backup.contents))
     script = definitions_of(reference)
     expected = replace(backup.contents, script=script)
     facts, definitions = facts_of(restored), definitions_of(restored)
@@ -193,7 +194,7 @@ def said_by_restore(backup: drill.Backup) -> str:
     reading, _ = drill.validated_reading(backup, server())
     with scratch_database("template0") as restored:
         try:
-            drill.load_backup(backup, reading, restored, None)
+            drill.load_backup(backup, reading, restored)
         except drill.BackupIsBad as refusal:
             return str(refusal)
         found = drill.contents_from(facts_of(restored), definitions_of(restored))
