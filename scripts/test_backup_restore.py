@@ -3366,11 +3366,13 @@ SELECT json_build_object(
  WHERE datname = current_database();
 SELECT to_json(current_setting('client_connection_check_interval'));
 """
-# A server in the folder $1, by the programs in $2, within $3 seconds, with
-# letters as in $4; no TCP, and no disk to wait for, as all is thrown away.
+# A server in the folder $1, by the programs in $2, within $3 seconds; no TCP, and
+# no disk to wait for, as all is thrown away.
 START_SERVER = r"""
+letters=C.UTF-8
+case $(uname) in Darwin) letters=C ;; esac
 "$2/initdb" -D "$1" -U postgres -A trust --no-sync --no-instructions \
-    -E UTF8 --locale=C --lc-ctype "$4" &&
+    -E UTF8 --locale=C --lc-ctype "$letters" &&
 "$2/pg_ctl" start -D "$1" -w -t "$3" -l "$1/log" -o "-p 5432 -h '' -k . \
     -c fsync=off -c synchronous_commit=off -c full_page_writes=off \
     -c autovacuum=off -c wal_level=minimal -c max_wal_senders=0 \
@@ -3456,8 +3458,6 @@ def configured_database(project: Project) -> Database | None:
         raise NotJudged(fact, hint)
     programs = found_programs(run, NEWEST, CLIENTS)
     database = introduced(named_database(project, programs))
-    if database.major == programs.major:
-        return database
     programs = found_programs(run, database.major, CLIENTS)
     return replace(database, programs=programs)
 
@@ -3507,9 +3507,6 @@ def starting_server(project: Project, major: int) -> Iterator[tuple[Database, Pr
         account = {"user": "postgres", "group": "postgres", "extra_groups": ()}
         run.folder.chmod(0o711)
         shutil.chown(data, "postgres", "postgres")
-    letters = "C.UTF-8"
-    if sys.platform == "darwin":
-        letters = "C"
     seconds = round(run.options.timeout)
     server = Database(
         run,
@@ -3526,7 +3523,7 @@ def starting_server(project: Project, major: int) -> Iterator[tuple[Database, Pr
     )
     with run.started(
         *("/bin/sh", "-c", START_SERVER, "server"),
-        *(data, programs.folder, seconds, letters),
+        *(data, programs.folder, seconds),
         name="the private server",
         **account,
     ) as program:
