@@ -282,6 +282,8 @@ class Drill:
             defining = self.enter(loading_reference(reference, backup.contents))
         if self.options.restore_command:
             seconds = load_by_command(backup, restored, self.project)
+            what = "encoding and locale of the database"
+            self.facts["not_compared"][what] = "the restore command may make it anew"
         else:
             seconds = load_backup(backup, reading, restored)
         self.facts["seconds_to_restore"] = round(seconds, 3)
@@ -362,11 +364,13 @@ ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # they ask for an end
 # PostgreSQL's programs get only these variables.
 PASSED_ON = ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH", "KRB5CCNAME")
 # pg_dump: warning: it rains
+# gzip: x.gz: decompression OK, trailing garbage ignored
 # psql:<stdin>:33: WARNING:  01000: it rains; without its words, which may quote
 # a value; and not of class 25, as a backup puts large objects between BEGIN and
 # COMMIT
 WARNING = re.compile(
-    r"^(pg_\w+: (?:warning|hint|detail).*|psql:.*?:\d+: \S+:  (?!25)\w{5})",
+    r"^(pg_\w+: (?:warning|hint|detail).*|psql:.*?:\d+: \S+:  (?!25)\w{5}"
+    r"|.*trailing garbage.*)",
     re.MULTILINE,
 )
 
@@ -528,13 +532,16 @@ def encoded(text: str) -> bytes:
 
 
 def written_forms(secret: str) -> set[str]:
-    """A text as it is, and as SQL, libpq, URLs, Python and JSON quote it."""
+    """A text as it is, and as SQL, libpq, URLs, Python, JSON and shells quote it."""
     backslashed = secret.replace("\\", "\\\\")
     return {
         secret,
         secret.replace("'", "''"),
         backslashed,
         backslashed.replace("'", "\\'"),
+        secret.replace("'", "'\\''"),
+        secret.replace("'", "'\"'\"'"),
+        re.sub(r'([\\"$`])', r"\\\1", secret),
         quote(secret),
         quote(secret, safe=""),
         repr(secret)[1:-1],
@@ -583,7 +590,7 @@ class Program:
         warnings = WARNING.findall(self.run.redacted(self.said()))
         if warnings:
             level = logging.INFO
-            if self.name == "pg_dump":
+            if self.name in ("pg_dump", "gzip", "bzip2"):
                 level = logging.WARNING
             log.log(level, "%s says:\n%s", self.name, indented(warnings))
         return seconds
@@ -653,8 +660,8 @@ MEANINGS = {
 # What may name a value: one that is cast to regclass, say, if there is no such
 # thing. The functions are those that look at the words of a statement alone.
 OF_VALUES = (
-    "(42704|42883|42P01|42602|3F000)"
-    ":(?!parserOpenTable|errorMissing|ParseFuncOrColumn|op_error)"
+    "(42601|42602|42704|42883|42P01|3F000|58P01)"
+    ":(?!parserOpenTable|errorMissing|ParseFunc|op_error|transformSubLink)"
 )
 # psql:<stdin>:25: ERROR:  22P02: invalid input syntax for type integer: "x"
 REPORT = re.compile(r"^psql:.*?:(\d+): \S+:  ([0-9A-Z]{5}): (.*)", re.MULTILINE)
@@ -1214,6 +1221,12 @@ SELECT json_build_array('reason', 'subscriptions, options of user mappings',
         OR EXISTS (SELECT FROM pg_subscription
                      JOIN pg_database AS d ON d.oid = subdbid
                     WHERE datname = current_database()));
+SELECT json_build_array('reason', 'whether subscriptions are enabled',
+                        'pg_dump writes them as disabled')
+  FROM pg_subscription
+  JOIN pg_database AS d ON d.oid = subdbid
+ WHERE datname = current_database()
+ LIMIT 1;
 """
 POPULATED = r"""
 SELECT json_build_array('line', 'rows of materialized view ' || name, 'made')
@@ -1629,7 +1642,7 @@ class Reading:
         elif kind == "SEQUENCE SET" and what == "setval":
             self.take_sequence()
         elif what in ("roles", "on database"):
-            self.take_roles(line)
+            self.take_roles(line + self.last)  # with a line feed in a name
 
     def end_texts(self, line: bytes) -> None:
         """Read on to the end of a line, and of a text or name that it has begun.
@@ -2492,8 +2505,11 @@ SELECT DISTINCT format('CREATE TABLESPACE %I LOCATION ''''', name)
  WHERE name NOT IN (SELECT spcname FROM pg_tablespace) \gexec
 """
 EXISTS = "SELECT to_json(count(*)) FROM pg_database WHERE datname = :'name';"
+# A warning that rights are left as they are:
+# psql:<stdin>:99: WARNING:  01006: no privileges could be revoked for "hstore"
+NO_RIGHTS = re.compile(r"^psql:.*?:\d+: \S+:  0100[67]:", re.MULTILINE)
 # What keeps a check from an answer: its time, the server's end, its limits.
-NO_ANSWER = "08|5[378]"
+NO_ANSWER = "08|5[37]|58(?!P01)"
 # The line feed ends a comment at the end of the check.
 CHECK = r"""
 BEGIN READ ONLY;
@@ -2567,9 +2583,13 @@ def load_backup(
         loading(backup, reading, restored) as load,
     ):
         try:
-            return load.wait()
+            seconds = load.wait()
         except ProgramFailed as failure:
             raise verdict_on_load(failure, backup, reading, restored) from None
+        if NO_RIGHTS.search(load.said()):
+            fact = "the role of the settings may not give or take some rights"
+            raise NotJudged(fact, "use a role with more rights, or --throwaway")
+    return seconds
 
 
 @contextmanager
@@ -2662,8 +2682,8 @@ def verdict_on_load(
     entry = before[-1]
     # A row whose COPY is lost is no SQL: the word that is not understood is its.
     is_of_rows = entry.kind in ("TABLE DATA", "BLOBS") or report.code == "42601"
-    reads_rows = entry.kind in ("MATERIALIZED VIEW DATA", "INDEX")
-    sentence = report.sentence(is_of_rows, reads_rows)
+    reads_rows = re.search("VIEW DATA|INDEX|CONSTRAINT", entry.kind)
+    sentence = report.sentence(is_of_rows, bool(reads_rows))
     thing = entry.thing.strip(" .") or "the header"
     place = restored.run.redacted(f"line {report.line}, {thing}: {sentence}")
     # The server's own script makes an extension, but for the statement as such.
@@ -2675,7 +2695,7 @@ def verdict_on_load(
     is_blamed = report.blames_backup(same_major, has_same_order(restored, backup))
     if is_blamed and not by_extension and not by_others:
         return BackupIsBad(f"{fact}\n  {place}")
-    return NotJudged(fact, place, hint_for(report.cause))
+    return NotJudged(fact, place, hint_for(f"{report.cause} of a load"))
 
 
 def has_lost_settings(backup: Backup) -> bool:
@@ -2729,12 +2749,24 @@ def expected_of_existing(
             facts.add((thing, "0 rows"))
         elif thing not in said or not re.fullmatch(SAID, text):
             facts.add((thing, text))
-    # A header and a footer have no schema, not even "-".
-    named = {entry.thing.replace('"', "") for entry in reading.entries if entry.schema}
+    for view in reading.named("MATERIALIZED VIEW DATA"):
+        facts.add((f"rows of materialized view {view}", "made"))
     if reading.versions[0] >= OLDEST_NAMES:
-        names = {(name, "") for name in named if not re.match(UNMATCHED, name)}
+        names = {(name, "") for name in names_of_objects(reading)}
         facts.update(names - found.definitions)
     return replace(found, facts=facts, extensions={})
+
+
+def names_of_objects(reading: Reading) -> set[str]:
+    """The objects that a backup makes, as definitions name them."""
+    names = set()
+    for entry in reading.entries:
+        name = entry.thing.replace('"', "")
+        # A header and a footer have no schema, not even "-".
+        is_loaded = entry.schema and entry.line not in reading.left_out
+        if is_loaded and not re.match(UNMATCHED, name):
+            names.add(name)
+    return names
 
 
 def not_compared(
@@ -2758,7 +2790,8 @@ def not_told(
     found: Contents,
 ) -> Words:
     """What an existing backup cannot be asked, and why."""
-    reasons = {"values and definitions": "an existing backup has no source"}
+    what = "values, definitions, owners and rights"
+    reasons = {what: "an existing backup has no source"}
     for entry in reading.entries:
         if entry.line in reading.left_out:
             what = entry.thing
@@ -2871,16 +2904,21 @@ def verdict_on_manage(
 DESCRIBE = "--describe-project"
 COMMAND = "--run-project-command"
 FAILS = "the project fails:"  # so it tells what went wrong, on stderr
-# Exceptions that name settings, or say what a command means; and those that quote
-# values, also when Django raises them.
+# Exceptions that name settings, or say what a command means; and those that do
+# if Django itself raises them. The words of all others may quote a value.
 WITH_PLAIN_WORDS = {
-    "ImportError",
-    "SyntaxError",
-    "KeyError",
-    "CommandError",
-    "NotJudged",
+    "builtins.ImportError",
+    "builtins.SyntaxError",
+    "builtins.KeyError",
+    "django.core.management.base.CommandError",
+    f"{__name__}.NotJudged",
 }
-WITH_VALUES = {"DataError", "IntegrityError", "InternalError", "ValueError"}
+WITH_WORDS_OF_DJANGO = {
+    "django.core.exceptions.AppRegistryNotReady",
+    "django.core.exceptions.ImproperlyConfigured",
+    "django.db.utils.ConnectionDoesNotExist",
+    "django.db.utils.OperationalError",
+}
 MUST_NOT_RUN = 126  # the exit status of what the drill refuses, as of a shell's
 POSTGRESQL = "django.db.backends.postgresql"
 DUMMY = "django.db.backends.dummy"  # where no database is configured
@@ -3054,11 +3092,12 @@ def described(error: BaseException | None, with_words: bool) -> str:
         line = type(error).__name__
         frames = traceback.extract_tb(error.__traceback__)
         places = [frame.filename for frame in frames]
-        kinds = {kind.__name__ for kind in type(error).__mro__}
-        # ImproperlyConfigured of Django's own names settings, not their values.
+        kinds = {f"{kind.__module__}.{kind.__name__}" for kind in type(error).__mro__}
         raised_in = "".join(places[-1:])
         is_django = re.search(r"[/\\](site|dist)-packages[/\\]django[/\\]", raised_in)
-        is_plain = kinds & WITH_PLAIN_WORDS or is_django and not kinds & WITH_VALUES
+        is_plain = (
+            kinds & WITH_PLAIN_WORDS or is_django and kinds & WITH_WORDS_OF_DJANGO
+        )
         if with_words or is_plain:
             line += f": {error}".partition("\n")[0]
         own = [each for each in frames if not re.search(INSTALLED, each.filename)]
@@ -3445,7 +3484,9 @@ def configured_database(project: Project) -> Database | None:
     """The database that the settings name, None where they name none."""
     run = project.run
     options = run.options
-    hint = "use --throwaway for a private server, or another alias: --database"
+    hint = "name another alias: --database"
+    if not options.live:
+        hint += "; or use --throwaway for a private server"
     if not project.vendor:
         fact = f"no database is configured as {options.database!r}"
         if options.live or options.strict or options.throwaway is False:
@@ -3548,7 +3589,7 @@ HINTS = {
     "^0A000|^22023|:CreateExtension": "use a server like the source's, with its roles",
     "row-level security": "use a role with BYPASSRLS",
     "^42501|permission denied": (
-        "use a role with more rights; for a rehearsal, or --throwaway"
+        "use a role with more rights; a rehearsal can do with --throwaway"
     ),
     "must be ": "use a role with more rights, or --throwaway",
     "unsupported version": "install the version of PostgreSQL that wrote it",
@@ -3568,13 +3609,14 @@ HINTS = {
     "startup parameter": "let the settings name the server, not its pooler",
     "Error loading .* module": "install the driver, or name another: --database",
     "invalid connection option": "take it out of OPTIONS: these programs are older",
-    "^(23505|23514|23P01|42P17)": (
+    "^(23505|23514|23P01|42P17).* of a load": (
         "texts may have another order here: use --no-throwaway"
         " on a server with the locale of the source"
     ),
-    "^(42|3F000|55000)": (
+    "^(42|3F000|55000).* of a load": (
         "use the version of PostgreSQL that wrote it, unless the backup lacks it"
     ),
+    "^42P01|relation .* does not|open relation": "it was dropped meanwhile: run again",
     "No such file or directory: '[a-z0-9]+'": (
         "install it (zstd, xz-utils, ...), or add its folder to PATH"
     ),
@@ -3696,6 +3738,7 @@ NEVER_COMPARED = (
     "tablespaces",
     "other databases",
     "settings of the database itself",
+    "what pg_dump never writes, as changes of PostgreSQL's own objects",
 )
 MOST_NAMES = 12  # on a line
 VERDICTS = {BackupIsBad: "failed", unittest.SkipTest: "skipped"}  # else: error
@@ -4101,7 +4144,11 @@ def parsed(argv: Lines) -> tuple[Options, Lines]:
 
 def given_options() -> Options:
     """The options that only the environment gives. Raises NotJudged."""
-    options, others = parsed([])
+    try:
+        options, others = parsed([])
+    except SystemExit:  # of --help, say: unittest would end well
+        fact = "BACKUP_DRILL_OPTIONS asks for no drill"
+        raise NotJudged(fact, "see --help") from None
     if others:  # which nobody else would look at
         fact = f"BACKUP_DRILL_OPTIONS: not known: {shlex.join(others)}"
         raise NotJudged(fact, "see --help")

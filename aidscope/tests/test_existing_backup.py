@@ -55,7 +55,7 @@ class Healthy(Row):
     file: str = "backup"
     drill: tuple[str, ...] = ()
     left_out: str = "no schema"
-    uncompared: str = "values and definitions"
+    uncompared: str = "values, definitions, owners and rights"
 
 
 PLAIN = (
@@ -631,7 +631,7 @@ class CommandTests(ContentCase, table=COMMANDS):
 
 
 LEFT_OUT = (
-    "COMMENT ON DATABASE live IS 'Krokodil';",
+    "COMMENT ON DATABASE live IS 'Krokodil';",  # as old versions write it
     "GRANT ALL ON DATABASE live TO PUBLIC;",
     "REVOKE CONNECT,TEMPORARY ON DATABASE live FROM PUBLIC;",
     "SECURITY LABEL FOR x ON DATABASE live IS 'y';",
@@ -643,7 +643,8 @@ class LeftOutTests(Case):
 
     def test_statements(self) -> None:
         """Each is left out with its entry, and the line of an error stays its line."""
-        sql = KEPT
+        comment = "-- Name: DATABASE live; Type: COMMENT; Schema: -; Owner: -"
+        sql = f"{KEPT}--\n{comment}\n--\n\n{LEFT_OUT[0]}\n\n\n"
         for statement in LEFT_OUT:
             comment = "-- Name: DATABASE live; Type: ACL; Schema: -; Owner: -"
             sql += f"--\n{comment}\n--\n\n{statement}\n\n\n"
@@ -654,7 +655,8 @@ class LeftOutTests(Case):
             failed = judged(here)
             line = here.backup.read_text().splitlines().index("SELECT 1 FROM;") + 1
         self.assert_verdict(passed, "passed")
-        self.assertIn("acl DATABASE live", passed.not_compared)
+        named = {"acl DATABASE live", "comment DATABASE live"}
+        self.assertLessEqual(named, {*passed.not_compared})
         self.assert_verdict(failed, "failed", f"line {line}, view public.v: 42601")
 
     def test_notes_behind_the_end(self) -> None:

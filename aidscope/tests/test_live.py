@@ -403,6 +403,7 @@ class EveryKindTests(Case, table=FORMATS):
             private = drilled(here, "--live", "--strict", database=name)
             shared = drilled(here, *LIVE, database=name)
         self.assert_verdict(private, "passed")
+        self.assertIn("whether subscriptions are enabled", private.not_compared)
         self.assert_verdict(shared, "error", "SUBSCRIPTION", "--throwaway")
 
 
@@ -580,6 +581,17 @@ class RightsTests(Case, table=RIGHTS):
             execute(name, "DROP TABLE kept")
             execute("postgres", f"ALTER DATABASE {name} OWNER TO postgres")
         self.assert_verdict(over, "passed")
+
+    def test_owner_of_too_little(self) -> None:
+        """Rights that PostgreSQL does not let a role take are not lost silently."""
+        made = database("REVOKE EXECUTE ON FUNCTION pg_sleep FROM PUBLIC")
+        with role("CREATEDB") as user, place() as here, made as name:
+            execute("postgres", f"ALTER DATABASE {name} OWNER TO {user}")
+            server().query(name, "CREATE TABLE kept ()", user)
+            over = drilled(here, *LIVE, database=name, user=user)
+            execute(name, "DROP TABLE kept")
+            execute("postgres", f"ALTER DATABASE {name} OWNER TO postgres")
+        self.assert_verdict(over, "error", "some rights", "--throwaway", act="restore")
 
     def test_reader(self) -> None:
         """A role that can only read drills with others' objects, and makes nothing."""

@@ -682,7 +682,7 @@ FAULTS = (
     Fault(
         "for SQLite",
         "from market.settings import *\nDATABASES['default'] = DATABASES['third']\n",
-        ("not PostgreSQL but sqlite", "--throwaway", "--database"),
+        ("not PostgreSQL but sqlite", "--database"),
     ),
     Fault(
         "for MySQL, whose driver is not there",

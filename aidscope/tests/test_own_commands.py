@@ -598,6 +598,7 @@ class Check(Row):
     verdict: str
 
 
+TO_XML = "query_to_xml(word, true, true, '')"
 CHECKS = (
     Check("true", "SELECT count(*) = 300 FROM kept", "passed"),
     Check("true, with a comment", "SELECT true -- so", "passed"),
@@ -610,16 +611,20 @@ CHECKS = (
     Check("a number", "SELECT 1", "not true"),
     Check("a row that is no number", "SELECT word::int = 1 FROM kept", "22P02 .*"),
     Check("no such column", "SELECT nothing FROM kept", "42703: .*"),
-    Check("two statements", "SELECT true; SELECT true", "42601: .*"),
-    Check("a command of psql's", r"\! touch hacked", "42601: .*"),
-    Check("a variable of psql's", "SELECT :'check' <> ''", "42601: .*"),
-    Check("a deletion", "DELETE FROM kept RETURNING true", "42601: .*"),
+    Check("two statements", "SELECT true; SELECT true", "42601 .*"),
+    Check("a command of psql's", r"\! touch hacked", "42601 .*"),
+    Check("a variable of psql's", "SELECT :'check' <> ''", "42601 .*"),
+    Check("a deletion", "DELETE FROM kept RETURNING true", "42601 .*"),
     Check("a function that writes", "SELECT public.writes()", "25006: .*"),
     Check("a value of a sequence", "SELECT nextval('kept_id_seq') > 0", "25006: .*"),
     Check("a function that raises a row", "SELECT public.raises()", "P0001 .*"),
     Check("a table named by a row", "SELECT word::regclass > 0 FROM kept", "42P01 .*"),
     Check("a parameter", "SELECT current_setting(word) = '' FROM kept", "42704 .*"),
     Check("no such table", "SELECT true FROM nothing", "42P01: .*"),
+    Check("a query in a row", f"SELECT {TO_XML} IS NULL FROM kept", "42601 .*"),
+    Check(
+        "a file named by a row", "SELECT pg_read_file(word) > '' FROM kept", "58P01 .*"
+    ),
 )
 FUNCTIONS = """
 CREATE FUNCTION public.writes() RETURNS boolean LANGUAGE plpgsql AS
@@ -696,6 +701,10 @@ class ManageTests(Case):
         """What an exception says may be a value, and is not shown."""
         over = managed(f"shell -c \"raise ValueError('{SECRET[::-1]}'[::-1])\"")
         self.assert_verdict(over, "failed", "shell -c", "ValueError (in", act="restore")
+        field = "from django.db.models import IntegerField; IntegerField()"
+        over = managed(f"shell -c \"{field}.clean('{SECRET[::-1]}'[::-1], None)\"")
+        says = "ValidationError (in"
+        self.assert_verdict(over, "failed", "shell -c", says, act="restore")
 
     def test_killed(self) -> None:
         """One that was killed says nothing of the backup."""

@@ -397,6 +397,12 @@ class RedactionTests(Case):
         run = replace(in_process.server().run, secrets=("part", "part-of-it"))
         self.assertEqual(run.redacted("a part-of-it."), "a [REDACTED].")
 
+    def test_a_password_that_shells_quote(self) -> None:
+        """It is found as bash prints it, by `set -x` and by `declare -p`."""
+        run = replace(in_process.server().run, secrets=("a'b\"$c`d",))
+        for text in ("'a'\\''b\"$c`d'", '"a\'b\\"\\$c\\`d"'):
+            self.assertEqual(run.redacted(text)[1:-1], "[REDACTED]")
+
     def test_words_of_messages(self) -> None:
         """Passwords that stand in PostgreSQL's messages change no verdict."""
         with place() as here:
@@ -490,6 +496,15 @@ class DefinitionTests(Case, table=SPOILED):
                 self.assert_verdict(over, "error", "SUBSCRIPTION", "--throwaway")
 
 
+# The value is the name of a table that a load makes later, or never.
+NAMING = f"""
+CREATE FUNCTION public.named(word text) RETURNS oid
+LANGUAGE sql IMMUTABLE AS 'SELECT word::regclass::oid';
+CREATE TABLE public."{SECRET}" ();
+CREATE TABLE public.kept (word text);
+INSERT INTO public.kept VALUES ('"{SECRET}"');
+ALTER TABLE public.kept ADD EXCLUDE USING btree (public.named(word) WITH =)
+"""
 FUSSY = f"""
 CREATE FUNCTION public.fussy(word text) RETURNS boolean LANGUAGE plpgsql AS $$BEGIN
     IF current_database() ~ '_restored$' THEN {{raises}}; END IF;
@@ -509,6 +524,12 @@ class RowTests(Case):
             over = loaded(here, INSERTS)
         self.assertEqual(over.status, 1)
         self.assert_said(over, "42703")
+
+    def test_value_that_a_constraint_reads(self) -> None:
+        """A value that names a table, which the search path does not find."""
+        with place() as here, database(NAMING) as name:
+            over = drilled(here, *LIVE, database=name)
+        self.assert_verdict(over, "failed", "42P01 by", act="restore")
 
     def test_value_that_a_function_raises(self) -> None:
         """It is not shown, nor where pg_restore tells no code."""

@@ -116,6 +116,14 @@ class WaysThatPassTests(Case, table=WAYS):
         self.assertEqual(over.status, 1, over.said)
         self.assert_said(over, "BACKUP_DRILL_OPTIONS: not known: --bakup last.dump")
 
+    def test_options_that_ask_for_no_drill(self) -> None:
+        """No way in takes them for a drill that has passed."""
+        with place() as here:
+            given = {"BACKUP_DRILL_OPTIONS": "--help"}
+            over = here.run(command=("-m", "unittest", PATH), **given)
+        self.assertEqual(over.status, 1, over.said)
+        self.assert_said(over, "BACKUP_DRILL_OPTIONS asks for no drill")
+
 
 @dataclass(frozen=True)
 class Alone(Row):
