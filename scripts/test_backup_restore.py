@@ -3738,7 +3738,7 @@ NEVER_COMPARED = (
     "tablespaces",
     "other databases",
     "settings of the database itself",
-    "what pg_dump never writes, as changes of PostgreSQL's own objects",
+    "what pg_dump never writes",
 )
 MOST_NAMES = 12  # on a line
 VERDICTS = {BackupIsBad: "failed", unittest.SkipTest: "skipped"}  # else: error
