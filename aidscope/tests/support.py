@@ -249,6 +249,31 @@ def run_as_owner(folder: Path, program: str, *words: str, **environment: str) ->
     )
 
 
+# It is called with -D and the folder first. It takes a tenth of the time of an initdb.
+COPYING_INITDB = """#!/bin/sh
+data=$2
+shift 2
+made="{clusters}/$(echo "$*" | cksum | tr -d ' ')"
+if [ ! -d "$made" ]; then
+    "{real}/initdb" -D "$made.$$" "$@" && mv "$made.$$" "$made"
+fi
+exec cp -a "$made/." "$data"
+"""
+
+
+@cache
+def copying_initdb() -> Path:
+    """An initdb that makes a cluster once for the same words, and then copies it."""
+    clusters = folder() / "clusters"
+    clusters.mkdir()
+    if owner():
+        os.chown(clusters, owner()["user"], owner()["group"])
+    path = folder() / "copying_initdb"
+    path.write_text(COPYING_INITDB.format(real=programs(), clusters=clusters))
+    path.chmod(0o755)
+    return path
+
+
 @dataclass(frozen=True)
 class Server:
     """A server that the tests started."""
@@ -303,8 +328,8 @@ def started_server(
     data.mkdir(mode=0o700)
     if owner():
         os.chown(data, owner()["user"], owner()["group"])
-    words = ("-D", str(data), "-U", maker, "-A", "trust", "-E", "UTF8")
-    run_as_owner(data, "initdb", "--no-sync", "--locale", "C", *words)
+    words = ("-U", maker, "-A", "trust", "-E", "UTF8", "--no-sync", "--locale", "C")
+    run_as_owner(data, str(copying_initdb()), "-D", str(data), *words)
     with (data / "postgresql.conf").open("a") as file:
         file.write(f"unix_socket_directories = '{data}'\n{SERVER_SETTINGS}{settings}")
     made = Server(data)
@@ -698,6 +723,8 @@ def place(home: Server | None = None) -> Iterator[Place]:
         here.bin.mkdir()
         for program in (*CLIENTS, *SERVER_PROGRAMS):
             (here.bin / program).symlink_to(programs() / program)
+        (here.bin / "initdb").unlink()
+        (here.bin / "initdb").symlink_to(copying_initdb())
         yield here
         left = here.leftovers()
         if left:
