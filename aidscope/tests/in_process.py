@@ -11,6 +11,7 @@ expected    what a database that was restored from it holds
 import io
 import logging
 import os
+import shutil
 import sys
 import unittest
 from collections.abc import Iterator
@@ -35,11 +36,14 @@ from aidscope.tests.support import (
     everything,
     execute,
     folder,
+    query,
+    version,
 )
 from aidscope.tests.support import server as server_of_tests
 from scripts import test_backup_restore as drill
 
 described_project = drill.described_project
+set_up = drill.Drill.set_up
 
 
 class ProjectWithoutApps(drill.Project):
@@ -65,21 +69,40 @@ def drilled(
     user: str = "postgres",
     secrets: tuple[str, ...] = (),
     settings: str = "",
+    alone: bool = False,
     **environment: str,
 ) -> Ended:
     """A run in this process, of a project whose settings name the database.
 
     The secrets are what the settings hold besides. With a settings module the project
-    is a real one, whose code runs in processes of its own.
+    is a real one, whose code runs in processes of its own. Runs on the server of the
+    tests share a guard, a folder and a lock, but for one that is alone.
     """
     if settings:
         environment["DJANGO_SETTINGS_MODULE"] = settings
+    is_elsewhere = here.home != server_of_tests() or "TMPDIR" in environment
+    shared = None if alone or settings or is_elsewhere else server_of_runs()
 
     def described(run: drill.Run) -> drill.Project:
         if settings:
             return described_project(run)
         run = replace(run, secrets=secrets)
         return project_on(run, here.home, database, user)
+
+    def set_up_once(judge: drill.Drill) -> None:
+        if not shared or judge.options.private:
+            set_up(judge)
+            return
+        run = replace(shared.run, options=judge.options, left=[], accepted={})
+        if "PATH" not in environment:
+            # What it would find of the programs of the place.
+            run.__dict__["installed"] = f"{here.bin}:pg_dump (PostgreSQL) {version()}"
+        judge.evidence.left = run.left
+        judge.facts["accepted"] = run.accepted
+        judge.project = described(run)
+        judge.configured = drill.configured_database(judge.project)
+        judge.is_private = False
+        judge.enter(emptied(run, judge.configured))
 
     with (
         redirect_stdout(io.StringIO()) as stdout,
@@ -89,12 +112,28 @@ def drilled(
         patch.object(unittest.defaultTestLoader, "testNamePatterns", None),  # of -k
         patch.object(logging.root, "handlers", []),
         patch.object(drill, "described_project", described),
+        patch.object(drill.Drill, "set_up", set_up_once),
         # A signal is about the tests, which no drill may keep from ending.
         patch.object(drill, "interruptible", nullcontext),
         patch.object(drill, "ignore_endings", lambda: None),
     ):
         status = drill.main(["drill", "--report", str(here.report), *arguments])
     return here.over(status, stdout.getvalue(), stderr.getvalue())
+
+
+@contextmanager
+def emptied(run: drill.Run, database: drill.Database) -> Iterator[None]:
+    """The run's databases and files are gone after the block."""
+    try:
+        yield
+    finally:
+        made = (
+            f"SELECT 1 FROM pg_database WHERE starts_with(datname, '{run.folder.name}')"
+        )
+        if query("postgres", made):
+            drill.drop_databases(database)
+        shutil.rmtree(run.folder, ignore_errors=True)
+        run.folder.mkdir(mode=0o700)
 
 
 # --- One database, its backup, and what came back -------------------------------------
@@ -112,9 +151,8 @@ class Made:
     definitions: str  # that pg_dump tells of it
 
 
-@cache
-def server() -> drill.Database:
-    """The server of the tests, as a run of the drill's sees it."""
+def working_server() -> drill.Database:
+    """The server of the tests, as a run of the drill's sees it that has begun."""
     stack = ExitStack()
     Finalize(None, stack.close, exitpriority=2)  # before the server ends
     options, _ = drill.parsed(["--live", "--no-throwaway", "--timeout", "60"])
@@ -123,6 +161,18 @@ def server() -> drill.Database:
     found = drill.configured_database(project_on(run, server_of_tests()))
     stack.enter_context(drill.scratch_work(found))
     return found
+
+
+@cache
+def server() -> drill.Database:
+    """The server for what is made of the database that has everything."""
+    return working_server()
+
+
+@cache
+def server_of_runs() -> drill.Database:
+    """The server for runs that share a guard, a folder and a lock."""
+    return working_server()
 
 
 @cache
