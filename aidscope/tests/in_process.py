@@ -239,6 +239,21 @@ def said_by_validation(backup: drill.Backup) -> str:
     return ""
 
 
+def verdict_on_load(backup: drill.Backup, reading: drill.Reading) -> Exception | None:
+    """What is raised as a backup that was read is loaded into its own database."""
+    drill.require_loadable(reading, server())
+    restored = drill.made_database(
+        server(), "restored", backup, f"site_{next(NUMBERS)}"
+    )
+    try:
+        drill.load_backup(backup, reading, restored, None)
+    except (drill.BackupIsBad, drill.NotJudged) as verdict:
+        return verdict
+    finally:
+        execute("postgres", f"DROP DATABASE {restored.name} WITH (FORCE)")
+    return None
+
+
 def said_by_restore(backup: drill.Backup) -> str:
     """What keeps the copy from being restored, or else the differences."""
     reading, _ = drill.validated_reading(backup, server())

@@ -15,19 +15,23 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from aidscope.tests.in_process import drilled
+from aidscope.tests import in_process
+from aidscope.tests.in_process import drilled, made, verdict_on_load
 from aidscope.tests.support import (
     CLIENTS,
     DUMP,
     DUMPS,
     LOADS,
+    NUMBERS,
     READS,
+    SECRET,
     Case,
     Ended,
     Place,
     Row,
     Server,
     changed,
+    copied,
     database,
     folder,
     owner,
@@ -36,6 +40,7 @@ from aidscope.tests.support import (
     private_server,
     programs,
     role,
+    small,
     started_server,
     system_programs,
     version,
@@ -119,6 +124,18 @@ def judged(here: Place, *changes: Change, **how: Any) -> Ended:
     for change in changes:
         change(here.backup)
     return drilled(here, "--backup", str(here.backup), "--no-throwaway", **how)
+
+
+def loaded(*changes: Change) -> Exception | None:
+    """What the load of a copy of the backup that was changed raises."""
+    path = folder() / f"shop_{next(NUMBERS)}"
+    shutil.copy(shop(), path)
+    for change in changes:
+        change(path)
+    backup = drill.adopted_backup(path, in_process.server().run)
+    reading, problems = drill.read_whole(backup, in_process.server())
+    assert not problems, problems
+    return verdict_on_load(backup, reading)
 
 
 OTHER_MAJOR = changed(rb"(Dumped from database version )\d+", rb"\g<1>9")
@@ -283,7 +300,20 @@ IN_SAME_LOCALE = (
 )
 
 
-class BadCase(Case):
+class LoadCase(Case):
+    """A backup that is whole is loaded."""
+
+    def assert_raised(
+        self, verdict: Exception | None, kind: type[Exception], *parts: str
+    ) -> None:
+        """The load has raised what is of the kind, and says these parts, and no row."""
+        self.assertIsInstance(verdict, kind)
+        for part in parts:
+            self.assertIn(part, str(verdict))
+        self.assertNotIn(SECRET, str(verdict))
+
+
+class BadCase(LoadCase):
     """A backup is damaged; so it is bad, unless its place can have caused the error."""
 
     patterns: tuple[str, ...]
@@ -293,14 +323,12 @@ class BadCase(Case):
 
     def judge(self, row: Bad) -> None:
         """It is bad, in the entry that is damaged; an error where it is excused."""
-        code = row.cause[:5]
-        said = f"{row.found}: {code}"
-        with place() as here:
-            over = judged(here, row.damage, *self.blamed)
-            self.assert_verdict(over, "failed", said, act="restore")
-            if self.excused:
-                over = judged(here, row.damage, *self.excused)
-                self.assert_verdict(over, "error", said, self.hint, act="restore")
+        said = f"{row.found}: {row.cause[:5]}"
+        verdict = loaded(row.damage, *self.blamed)
+        self.assert_raised(verdict, drill.BackupIsBad, said)
+        if self.excused:
+            verdict = loaded(row.damage, *self.excused)
+            self.assert_raised(verdict, drill.NotJudged, said, self.hint)
 
     def assert_all_caused(self, rows: tuple[Bad, ...]) -> None:
         """Each code, and each function that must have reported it, is in a row."""
@@ -316,6 +344,16 @@ class AlwaysBadTests(BadCase, table=ALWAYS):
 
     patterns = drill.ALWAYS
     blamed = (OTHER_MAJOR, OTHER_LOCALE)
+
+    def test_whole_runs(self) -> None:
+        """What a load raises is what a run ends with, in its last act."""
+        bad = ALWAYS[0]
+        with place() as here:
+            failed = judged(here, bad.damage)
+            error = judged(here, MISSING[0].change)
+        self.assert_verdict(failed, "failed", bad.cause, bad.found, act="restore")
+        hint = MISSING[0].hint
+        self.assert_verdict(error, "error", "42704", hint, act="restore")
 
     def test_all(self) -> None:
         """The program has no pattern that is not here."""
@@ -563,14 +601,13 @@ IN_THE_WAY = (
 )
 
 
-class HealthyCase(Case):
+class HealthyCase(LoadCase):
     """A backup is healthy, but cannot be restored here: it could not be judged."""
 
     def judge(self, row: Healthy) -> None:
         """It is an error that says what to do, though version and locale are right."""
-        with place() as here:
-            over = judged(here, row.change)
-        self.assert_verdict(over, "error", row.says, row.hint, act="restore")
+        verdict = loaded(row.change)
+        self.assert_raised(verdict, drill.NotJudged, row.says, row.hint)
 
 
 class MissingTests(HealthyCase, table=MISSING):
@@ -681,14 +718,18 @@ GERMAN = (
 )
 
 
-class WordsTests(Case, table=WORDS):
+class WordsTests(LoadCase, table=WORDS):
     """Codes decide, not words; and no value of a row is shown."""
 
     def judge(self, row: Told) -> None:
         """The restore ends as the row says."""
-        with place() as here:
-            over = judged(here, row.change)
-        self.assert_verdict(over, row.verdict, row.says, act="restore")
+        if row.verdict == "passed":
+            with place() as here:
+                over = judged(here, row.change)
+            self.assert_verdict(over, "passed", row.says, act="restore")
+            return
+        kinds = {"failed": drill.BackupIsBad, "error": drill.NotJudged}
+        self.assert_raised(loaded(row.change), kinds[row.verdict], row.says)
 
     def test_passwords(self) -> None:
         """What looks like a password is not shown, and changes no verdict."""
@@ -764,12 +805,14 @@ class Behaviour(Row):
     verdict: str
     act: str
     says: str
-    drill: tuple[str, ...] = ()
+    drill: tuple[str, ...] = ("--live", "--no-throwaway")
 
 
-SHORT = ("--timeout", "3")
+LIVE = ("--live", "--no-throwaway")
+SHORT = (*LIVE, "--timeout", "2")
 CREATION = ("-k", "creation")
-CUSTOM = ("--format", "custom")
+CUSTOM = (*LIVE, "--format", "custom")
+REHEARSAL: tuple[str, ...] = ()
 MOMENTS = {"pg_dump": DUMPS, "psql": LOADS, "pg_restore": READS}
 PG_DUMP = (
     Behaviour(
@@ -778,7 +821,7 @@ PG_DUMP = (
         "sleep 600 & sleep 600",
         "error",
         "creation",
-        "pg_dump did not end within 3 s",
+        "pg_dump did not end within 2 s",
         SHORT,
     ),
     Behaviour(
@@ -812,6 +855,7 @@ PG_DUMP = (
         "failed",
         "creation",
         "wrote only 0 bytes",
+        REHEARSAL,
     ),
     Behaviour(
         "ends well and its file is empty",
@@ -820,6 +864,7 @@ PG_DUMP = (
         "failed",
         "creation",
         "wrote only 0 bytes",
+        REHEARSAL,
     ),
     Behaviour(
         "warns",
@@ -828,19 +873,10 @@ PG_DUMP = (
         "passed",
         "creation",
         "pg_dump: warning: it rains",
-        CREATION,
+        (*LIVE, *CREATION),
     ),
 )
 LOADERS = (
-    Behaviour(
-        "psql is frozen",
-        "psql",
-        "kill -STOP $$",
-        "error",
-        "restore",
-        "psql did not end within 3 s",
-        SHORT,
-    ),
     Behaviour(
         "psql fails and tells no code",
         "psql",
@@ -879,7 +915,7 @@ LOADERS = (
         "cat > /dev/null; exit 0",
         "failed",
         "restore",
-        "expected  index backup_drill.item_awkward\n",
+        "expected  index public.kept_id\n",
     ),
     Behaviour(
         "pg_restore is killed",
@@ -926,10 +962,14 @@ class BehaviourCase(Case):
 
     def judge(self, row: Behaviour) -> None:
         """The run ends as the row says."""
+        words = row.drill
         with place() as here:
             here.stand_in(row.program, row.body, MOMENTS[row.program])
+            if row.program == "psql":
+                path = copied("plain", here.backup)
+                words = ("--backup", str(path), "--no-throwaway")
             alone = row.drill == SHORT  # the child ends with the group of the run
-            over = drilled(here, *row.drill, alone=alone)
+            over = drilled(here, *words, database=small(), alone=alone)
         self.assert_verdict(over, row.verdict, row.says, act=row.act)
 
 
@@ -1039,10 +1079,26 @@ class ControlTests(Case, table=CONTROLS):
     """A drill with a check that is blind does not pass: it finds that out."""
 
     def judge(self, row: Control) -> None:
-        """The run ends as an error of the check's."""
-        with place() as here, patch.object(row.target, row.name, row.blind):
-            over = drilled(here)
-        self.assert_verdict(over, "error", row.says, act=row.act)
+        """It is an error of the check's."""
+        found = drill.contents_from(made().facts, made().definitions)
+        beginning = made().reading.beginning
+        with (
+            patch.object(row.target, row.name, row.blind),
+            self.assertRaises(drill.NotJudged) as raised,
+        ):
+            if row.act == "validation":
+                drill.require_damage_seen(beginning)
+            else:
+                drill.require_differences_seen(made().restored, found)
+        self.assertIn(row.says, str(raised.exception))
+
+    def test_whole_runs(self) -> None:
+        """Each run does that, in both acts."""
+        for row in (CONTROLS[0], CONTROLS[-1]):
+            with place() as here, patch.object(row.target, row.name, row.blind):
+                path = str(copied("plain", here.backup))
+                over = drilled(here, "--backup", path, "--no-throwaway")
+            self.assert_verdict(over, "error", row.says, act=row.act)
 
 
 # --- Programs and their versions ------------------------------------------------------
