@@ -7,11 +7,13 @@ import time
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from unittest.mock import patch
 
-from aidscope.tests.in_process import drilled
+from aidscope.tests.in_process import drilled, server, verdict_on_load
 from aidscope.tests.support import (
     COMPRESSORS,
     LOADS,
+    NUMBERS,
     SECRET,
     Case,
     Ended,
@@ -21,6 +23,7 @@ from aidscope.tests.support import (
     copied,
     database,
     everything,
+    folder,
     originals,
     pg_dump,
     place,
@@ -30,6 +33,7 @@ from aidscope.tests.support import (
     system_programs,
     url,
 )
+from scripts import test_backup_restore as drill
 
 
 def judged(here: Place, *arguments: str, **environment: str) -> Ended:
@@ -41,6 +45,29 @@ def judged(here: Place, *arguments: str, **environment: str) -> Ended:
 def judged_privately(here: Place, *arguments: str) -> Ended:
     """A run with the backup of the place, on a server of its own."""
     return drilled(here, "--backup", str(here.backup), *arguments)
+
+
+def raised_by(path: Path) -> Exception | None:
+    """What ends the work with a backup, up to its load into its own database."""
+    try:
+        backup = drill.adopted_backup(path, server().run)
+        reading, _ = drill.validated_reading(backup, server())
+        return verdict_on_load(backup, reading)
+    except (drill.BackupIsBad, drill.NotJudged) as verdict:
+        return verdict
+
+
+KINDS = {"failed": drill.BackupIsBad, "error": drill.NotJudged}
+
+
+class RaisedCase(Case):
+    """Work with a backup that does not pass."""
+
+    def assert_raised(self, verdict: Exception | None, name: str, says: str) -> None:
+        """It ended so, with this sentence, and no row."""
+        self.assertIsInstance(verdict, KINDS[name])
+        self.assertIn(says, str(verdict))
+        self.assertNotIn(SECRET, str(verdict))
 
 
 # --- Backups that restore -------------------------------------------------------------
@@ -94,12 +121,6 @@ ARCHIVES = (
         "nightly.sql",
     ),
     Healthy("directory not compressed", "directory", ("-Fd", "-Z0")),
-    Healthy(
-        "directory written and loaded by two",
-        "directory",
-        ("-Fd", "-j2"),
-        drill=("--jobs", "2"),
-    ),
     Healthy("tar", "tar", ("-Ft",), drill=("--jobs", "2")),
 )
 
@@ -415,20 +436,29 @@ NEWER = (
 )
 
 
-class FileCase(Case):
+class FileCase(RaisedCase):
     """What is no backup of one database is refused, and none of its text is shown."""
 
     def judge(self, row: File) -> None:
-        """Nothing was restored."""
-        with place() as here:
-            here.backup.write_bytes(row.content)
-            over = judged(here, "--timeout", "5")
-        self.assert_verdict(over, row.verdict, row.says)
-        self.assert_facts(over, seconds_to_restore=None)
+        """Nothing is restored."""
+        path = folder() / f"file_{next(NUMBERS)}"
+        path.write_bytes(row.content)
+        with patch.object(drill, "load_backup") as load:
+            self.assert_raised(raised_by(path), row.verdict, row.says)
+        load.assert_not_called()
 
 
 class NoBackupTests(FileCase, table=NO_BACKUPS):
     """A file that is no backup of pg_dump's could not be judged."""
+
+    def test_whole_runs(self) -> None:
+        """So runs end before a restore."""
+        for row in (NO_BACKUPS[0], DAMAGED[0]):
+            with place() as here:
+                here.backup.write_bytes(row.content)
+                over = judged(here)
+            self.assert_verdict(over, row.verdict, row.says)
+            self.assert_facts(over, seconds_to_restore=None)
 
     def test_pipe(self) -> None:
         """A pipe, which can be read but once, is no file."""
@@ -569,48 +599,46 @@ BEYOND = (
         "own tables",
     ),
 )
-# psql would do this, {escaped} is a file of the place's.
+
+
+@dataclass(frozen=True)
+class Command(Row):
+    """What psql would do; {escaped} is a file that is not there."""
+
+    sql: str
+
+
 COMMANDS = (
-    Content("for the shell", r"\! touch {escaped}", "failed", "a command for psql"),
-    Content("to connect", r"\connect postgres", "failed", "a command for psql"),
-    Content("to read a file", r"\i other.sql", "failed", "a command for psql"),
-    Content("to end", r"\q", "failed", "a command for psql"),
-    Content("behind SQL", r"SELECT 1 \gexec", "failed", "a command for psql"),
-    Content("of a copy", r"\copy public.kept from x", "failed", "a command for psql"),
-    Content("without restriction", r"\unrestrict x", "failed", "a command for psql"),
-    Content(
+    Command("for the shell", r"\! touch {escaped}"),
+    Command("to connect", r"\connect postgres"),
+    Command("to read a file", r"\i other.sql"),
+    Command("to end", r"\q"),
+    Command("behind SQL", r"SELECT 1 \gexec"),
+    Command("of a copy", r"\copy public.kept from x"),
+    Command("without restriction", r"\unrestrict x"),
+    Command(
         "behind a carriage return",
         "-- x\r\\! touch {escaped}\n;",
-        "failed",
-        "a command for psql",
     ),
-    Content(
+    Command(
         "behind a parenthesis that nothing closes",
         "SELECT (1;\nCOPY public.a (b) FROM stdin;\n\\! touch {escaped}\n\\.\n",
-        "failed",
-        "a command for psql",
     ),
-    Content(
+    Command(
         "behind a quote that a backslash does not keep open",
         "SELECT 'a\\' \\! touch {escaped}\n;",
-        "failed",
-        "a command for psql",
     ),
 )
 
 
-class ContentCase(Case):
+class ContentCase(RaisedCase):
     """What a plain backup holds decides how it is judged, and no row is shown."""
 
     def judge(self, row: Content) -> None:
-        """The run ends as the row says, and psql was given no command."""
-        with place() as here:
-            escaped = here.folder / "escaped"
-            sql = row.sql.replace("{escaped}", str(escaped))
-            here.backup.write_bytes(plain(sql).encode())
-            over = judged(here)
-            self.assertFalse(escaped.exists(), over.said)
-        self.assert_verdict(over, row.verdict, row.says)
+        """It is judged as the row says."""
+        path = folder() / f"content_{next(NUMBERS)}"
+        path.write_bytes(plain(row.sql).encode())
+        self.assert_raised(raised_by(path), row.verdict, row.says)
 
 
 class MissingTests(ContentCase, table=MISSING):
@@ -621,13 +649,26 @@ class BeyondTests(ContentCase, table=BEYOND):
     """A load would write elsewhere."""
 
 
-class CommandTests(ContentCase, table=COMMANDS):
+class CommandTests(RaisedCase, table=COMMANDS):
     """A command for psql, which pg_dump writes nowhere."""
 
-    def judge(self, row: Content) -> None:
-        """It stands behind the tables."""
+    def judge(self, row: Command) -> None:
+        """It stands behind the tables: no command is given, and the backup is bad."""
+        path = folder() / f"commands_{next(NUMBERS)}"
+        escaped = path.with_suffix(".escaped")
         sql = f"{KEPT}--\n-- Name: v; Type: VIEW; Schema: public; Owner: -\n--\n\n"
-        super().judge(Content(row.words, f"{sql}{row.sql}", row.verdict, row.says))
+        sql += row.sql.replace("{escaped}", str(escaped))
+        path.write_bytes(plain(sql).encode())
+        verdict = raised_by(path)
+        self.assertFalse(escaped.exists(), verdict)
+        self.assert_raised(verdict, "failed", "a command for psql")
+
+    def test_whole_run(self) -> None:
+        """So a run ends."""
+        with place() as here:
+            here.backup.write_text(plain(f"{KEPT}\\q"))
+            over = judged(here)
+        self.assert_verdict(over, "failed", "a command for psql", act="restore")
 
 
 LEFT_OUT = (
