@@ -254,10 +254,11 @@ def verdict_on_load(backup: drill.Backup, reading: drill.Reading) -> Exception |
     return None
 
 
-def said_by_restore(backup: drill.Backup) -> str:
+def said_by_restore(backup: drill.Backup, reading: drill.Reading) -> str:
     """What keeps the copy from being restored, or else the differences."""
-    reading, _ = drill.validated_reading(backup, server())
-    with scratch_database("template0") as restored:
+    drill.require_loadable(reading, server())
+    with scratch_database("template0") as scratch:
+        restored = replace(scratch, run=backup.source.run)
         try:
             drill.load_backup(backup, reading, restored)
         except drill.BackupIsBad as refusal:
