@@ -14,7 +14,7 @@ import os
 import shutil
 import sys
 import unittest
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import (
     ExitStack,
     contextmanager,
@@ -54,12 +54,27 @@ class ProjectWithoutApps(drill.Project):
         return ""
 
 
+class ProjectWithCommands(drill.Project):
+    """A project of which the commands of users are run, but none of the drill's."""
+
+    def output_of(self, command: Iterable[str], *how: Any, **more: Any) -> str:
+        """What such a command prints."""
+        name, *_ = command
+        if name == "showmigrations":
+            return ""
+        return super().output_of(command, *how, **more)
+
+
 def project_on(
-    run: drill.Run, home: Server, database: str = "postgres", user: str = "postgres"
+    run: drill.Run,
+    home: Server,
+    database: str = "postgres",
+    user: str = "postgres",
+    kind: type[drill.Project] = ProjectWithoutApps,
 ) -> drill.Project:
     """A project whose settings name this database of a server."""
     words = {"dbname": database, "host": str(home.data), "user": user}
-    return ProjectWithoutApps(run, drill.POSTGRESQL, "postgresql", "", words)
+    return kind(run, drill.POSTGRESQL, "postgresql", "", words)
 
 
 def drilled(
@@ -69,6 +84,7 @@ def drilled(
     user: str = "postgres",
     secrets: tuple[str, ...] = (),
     settings: str = "",
+    kind: type[drill.Project] = ProjectWithoutApps,
     alone: bool = False,
     **environment: str,
 ) -> Ended:
@@ -87,7 +103,7 @@ def drilled(
         if settings:
             return described_project(run)
         run = replace(run, secrets=secrets)
-        return project_on(run, here.home, database, user)
+        return project_on(run, here.home, database, user, kind)
 
     def set_up_once(judge: drill.Drill) -> None:
         if not shared or judge.options.private:
@@ -167,6 +183,12 @@ def working_server() -> drill.Database:
 def server() -> drill.Database:
     """The server for what is made of the database that has everything."""
     return working_server()
+
+
+def limited(run: drill.Run, seconds: float) -> drill.Run:
+    """The run, in which each program and each statement has this time."""
+    options = drill.Options(**{**vars(run.options), "timeout": seconds})
+    return replace(run, options=options)
 
 
 @cache

@@ -5,13 +5,25 @@ show it. That nothing of a command is left is judged where the block of each pla
 """
 
 import base64
+import os
 import signal
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock, patch
 
-from aidscope.tests.in_process import drilled
+from aidscope.tests.in_process import (
+    ProjectWithCommands,
+    drilled,
+    limited,
+    project_on,
+)
+from aidscope.tests.in_process import server as server_in_process
 from aidscope.tests.support import (
+    BOUND,
     ROOT,
     SECRET,
     Case,
@@ -24,6 +36,7 @@ from aidscope.tests.support import (
     place,
     query,
     role,
+    server,
     small,
     url,
 )
@@ -31,7 +44,7 @@ from scripts import test_backup_restore as drill
 
 PROMPTLY = 15.0  # seconds, on a busy machine
 LIVE = ("--live", "--no-throwaway")
-LIMIT = (*LIVE, "--timeout", "1.5")
+LIMIT = 0.4  # seconds
 KEPT = f"""
 CREATE TABLE public.kept (id serial, word text);
 INSERT INTO public.kept (word) SELECT '{SECRET}' FROM generate_series(1, 300);
@@ -57,10 +70,24 @@ def kept() -> str:
     return lasting("site_kept", KEPT)
 
 
-def commanded(here: Place, *arguments: str, source: str = "", **how: str) -> Ended:
+@cache
+def contents_of_kept() -> drill.Contents:
+    """What that database holds."""
+    return drill.read_contents(replace(server_in_process(), name=kept()))
+
+
+@contextmanager
+def known_contents() -> Iterator[None]:
+    """In this block what that database holds is not read again."""
+    contents = Mock(return_value=contents_of_kept())
+    with patch.object(drill, "read_contents", contents):
+        yield
+
+
+def commanded(here: Place, *arguments: str, source: str = "", **how: Any) -> Ended:
     """A run in this process, with the place's folder for {here} in its arguments."""
     if "settings" not in how:
-        how["database"] = source or kept()
+        how.setdefault("database", source or kept())
     return drilled(here, *filled(here, arguments), **how)
 
 
@@ -116,9 +143,6 @@ EXITS = (
     Making("in the background", f"{DUMP} & sleep 600 & exit 0", "still ran"),
     Making("an orphan", f"{DUMP}; (nohup sleep 600 > /dev/null 2>&1 &)", "still ran"),
     Making("in a group of its own", "timeout 600 sleep 600 &", NOTHING),
-    Making("no end", STAYS, "did not end within 1.5 s\n  allow more", "error", LIMIT),
-    Making("stopped with its guard", "kill -s STOP 0", "did not end", "error", LIMIT),
-    Making("a limit of its own", "timeout 99 sleep 99", "did not end", "error", LIMIT),
     Making("its folder is removed", 'rm -rf "${BACKUP_FILE%/*}"', NOTHING),
     Making("all", f'{DUMP_ALL} > "$BACKUP_FILE"', "by pg_dumpall", "error"),
     Making(
@@ -134,6 +158,11 @@ EXITS = (
         "error",
     ),
 )
+LASTING = (
+    Making("no end", STAYS, "did not end within 0.4 s\n  allow more", "error"),
+    Making("stopped with its guard", "kill -s STOP 0", "did not end", "error"),
+    Making("a limit of its own", "timeout 99 sleep 99", "did not end", "error"),
+)
 CONTENTS = (
     Making("a failing pipe", 'pg_dump -d x | gzip > "$BACKUP_FILE"', "no header"),
     Making("a cut pipe", 'pg_dump | head -c 3000 > "$BACKUP_FILE"', "no footer"),
@@ -144,14 +173,21 @@ CONTENTS = (
 
 
 class MakingCase(Case):
-    """A backup command goes wrong."""
+    """A backup command goes wrong.
+
+    No command changes the database, whose contents are read once for all; and a
+    program that still runs is not given the time in which it may end.
+    """
 
     act = "creation"
 
     def judge(self, row: Making) -> None:
         """The verdict and the words are right, and no act after that is run."""
-        with place() as here:
-            over = commanded(here, *row.arguments, "--backup-command", row.command)
+        words = (*row.arguments, "--backup-command", row.command)
+        at_once = Mock(wraps=drill.time, sleep=Mock())
+        known = known_contents() if row.arguments == LIVE else nullcontext()
+        with place() as here, patch.object(drill, "time", at_once), known:
+            over = commanded(here, *words)
         self.assert_verdict(over, row.verdict, row.says, act=self.act)
         self.assert_facts(over, verdict=row.verdict, scratch_dropped=True)
         self.assertEqual(over.acts["restore"], "not run")
@@ -173,6 +209,20 @@ class ExitTests(MakingCase, table=EXITS):
         with place() as here:
             over = commanded(here, *LIVE, "--backup-command", log)
         self.assert_verdict(over, "passed")
+
+
+class LastingTests(MakingCase, table=LASTING):
+    """It does not end: that it is given less time than all else makes it quick."""
+
+    def judge(self, row: Making) -> None:
+        """Its time is over."""
+        run_command = drill.run_command
+
+        def run_limited(run: drill.Run, *words: Any, **how: Any) -> float:
+            return run_command(limited(run, LIMIT), *words, **how)
+
+        with patch.object(drill, "run_command", run_limited):
+            super().judge(row)
 
 
 # A function whose body, in two lines, looks like what is said of owners, and another
@@ -416,7 +466,7 @@ class LoadingTests(Case, table=LOADINGS):
     def judge(self, row: Loading) -> None:
         """The verdict is right, and the source is as it was."""
         words = ("--backup-command", row.backup, "--restore-command", row.command)
-        with place() as here:
+        with place() as here, known_contents():
             over = commanded(here, "--live", *words, *row.accept)
             left = query(kept(), "SELECT count(*) FROM kept")
         self.assert_verdict(over, row.verdict, row.says, act="restore")
@@ -658,16 +708,69 @@ class CheckTests(Case, table=CHECKS):
 
     def test_no_end(self) -> None:
         """A check that does not end is an error."""
-        with place() as here:
-            over = commanded(here, *LIMIT, "--check", "SELECT pg_sleep(600) IS NULL")
-        self.assert_verdict(over, "error", "with --timeout", act="restore")
+        run = limited(server_in_process().run, LIMIT)
+        restored = replace(server_in_process(), name=kept(), run=run)
+        with self.assertRaisesRegex(drill.NotJudged, "with --timeout"):
+            drill.verdict_on_check(restored, "SELECT pg_sleep(600) IS NULL")
 
 
 # --- Management commands --------------------------------------------------------------
 
 
-class ManageTests(Case):
+@dataclass(frozen=True)
+class Managed(Row):
+    """A command, and a pattern of the verdict on it."""
+
+    command: str
+    verdict: str
+
+
+FIELD = "from django.db.models import IntegerField; IntegerField()"
+MANAGED = (
+    Managed("unknown", "nosuch", "CommandError: Unknown command: 'nosuch'.*"),
+    Managed("failing", "migrate --check", ".*"),
+    # What one has printed before it fails is not shown.
+    Managed(
+        "failing behind rows",
+        "dumpdata contenttypes auth",
+        "CommandError: Unable to serialize.*",
+    ),
+    # What an exception says may be a value.
+    Managed(
+        "failing with a value",
+        f"shell -c \"raise ValueError('{SECRET[::-1]}'[::-1])\"",
+        r"ValueError \(in .*",
+    ),
+    Managed(
+        "failing with a value that Django quotes",
+        f"shell -c \"{FIELD}.clean('{SECRET[::-1]}'[::-1], None)\"",
+        r"ValidationError \(in .*",
+    ),
+    Managed("good", "check", "passed"),
+)
+
+
+@cache
+def managed_all() -> Ended:
+    """A run with all these commands."""
+    with database(CONTENT_TYPES) as name:
+        return managed(*(row.command for row in MANAGED), source=name)
+
+
+class ManageTests(Case, table=MANAGED):
     """Management commands work on the restored database, and must succeed."""
+
+    def judge(self, row: Managed) -> None:
+        """The verdict on it is on record, and is told with its reason if it failed."""
+        over = managed_all()
+        says = "a check of the restored database failed"
+        self.assert_verdict(over, "failed", says, act="restore")
+        name = f"manage.py {row.command}"
+        verdict = over.report["checks"][name]
+        self.assertRegex(verdict, rf"(?s)\A{row.verdict}\Z")
+        self.assertEqual(verdict == "passed", row.verdict == "passed")
+        told = f"\n  {name}: {verdict.splitlines()[0]}" in over.said
+        self.assertEqual(told, verdict != "passed")
 
     def test_success(self) -> None:
         """They may write there: the configured database stays as it is."""
@@ -677,44 +780,15 @@ class ManageTests(Case):
         tables = query(small(), "SELECT relname FROM pg_class WHERE relkind = 'r'")
         self.assertNotIn(("django_migrations",), tables)
 
-    def test_failure(self) -> None:
-        """Each that fails is named with its reason, and hides none that follow."""
-        over = managed("nosuch", "migrate --check", "check")
-        says = "manage.py nosuch: CommandError: Unknown command: 'nosuch'"
-        self.assert_verdict(over, "failed", says, "migrate --check: ", act="restore")
-        passed = [verdict == "passed" for verdict in over.report["checks"].values()]
-        self.assertEqual(passed, [False, False, True])
-
     def test_printed(self) -> None:
         """With --verbose, what one prints past Django is shown, too."""
         over = managed("shell -c 'print(9 * str(7))'", arguments=("--verbose",))
         self.assert_verdict(over, "passed", "manage.py shell says:", "7" * 9)
 
-    def test_rows_and_failure(self) -> None:
-        """What one has printed before it fails is not shown."""
-        with database(CONTENT_TYPES) as name:
-            over = managed("dumpdata contenttypes auth", source=name)
-        says = "manage.py dumpdata contenttypes auth: CommandError: Unable to serialize"
-        self.assert_verdict(over, "failed", says, act="restore")
-
-    def test_value_in_an_error(self) -> None:
-        """What an exception says may be a value, and is not shown."""
-        over = managed(f"shell -c \"raise ValueError('{SECRET[::-1]}'[::-1])\"")
-        self.assert_verdict(over, "failed", "shell -c", "ValueError (in", act="restore")
-        field = "from django.db.models import IntegerField; IntegerField()"
-        over = managed(f"shell -c \"{field}.clean('{SECRET[::-1]}'[::-1], None)\"")
-        says = "ValidationError (in"
-        self.assert_verdict(over, "failed", "shell -c", says, act="restore")
-
-    def test_killed(self) -> None:
-        """One that was killed says nothing of the backup."""
-        over = managed("shell -c 'import os; os.kill(os.getpid(), 9)'")
-        self.assert_verdict(over, "error", "manage.py shell exited with -9")
-
     def test_daemon(self) -> None:
         """What one leaves running in a session of its own is ended."""
         daemon = "os.fork() or os.setsid() or os.execlp('sleep', 'sleep', '600')"
-        over = managed(f'shell -c "import os; {daemon}"')
+        over = managed(f'shell -c "import os; {daemon}"', alone=True)
         self.assert_verdict(over, "passed")
 
     def test_words_of_a_failure(self) -> None:
@@ -739,12 +813,27 @@ class ManageTests(Case):
         says = "DBBACKUP_CONNECTORS names a database"
         self.assert_verdict(over, "error", says, "exited with 126", act="creation")
 
+    def test_killed(self) -> None:
+        """One that was killed says nothing of the backup."""
+        kills = "shell -c 'import os; os.kill(os.getpid(), 9)'"
+        self.assert_not_judged(kills, "manage.py shell exited with -9", BOUND)
+
     def test_no_end(self) -> None:
         """One that does not end is an error."""
-        sleep = "shell -c 'import time; time.sleep(600)'"
-        over = managed(sleep, arguments=("--timeout", "4"))
-        says = "manage.py shell did not end within 4 s"
-        self.assert_verdict(over, "error", says, act="restore")
+        sleeps = "shell -c 'import time; time.sleep(600)'"
+        self.assert_not_judged(sleeps, "did not end within 0.4 s", LIMIT)
+
+    def assert_not_judged(self, command: str, says: str, seconds: float) -> None:
+        """The command, which has so much time, is an error."""
+        run = limited(server_in_process().run, seconds)
+        restored = replace(server_in_process(), name=small(), run=run)
+        project = project_on(run, server(), kind=ProjectWithCommands)
+        settings = {"DJANGO_SETTINGS_MODULE": "aidscope.settings"}
+        with (
+            patch.dict(os.environ, settings, DATABASE_URL=url(small())),
+            self.assertRaisesRegex(drill.NotJudged, says),
+        ):
+            drill.verdict_on_manage(restored, project, command)
 
 
 # What a model of Django's needs, but for what another one needs.
@@ -754,19 +843,26 @@ INSERT INTO django_content_type VALUES (1, '{SECRET}', 'x')
 """
 
 
-def managed(*commands: str, arguments: tuple[str, ...] = (), source: str = "") -> Ended:
+def managed(
+    *commands: str,
+    arguments: tuple[str, ...] = (),
+    source: str = "",
+    alone: bool = False,
+) -> Ended:
     """A run with these commands, on a project whose settings name a database."""
     words = [word for command in commands for word in ("--manage", command)]
+    how = settings_of(source or small())
     with place() as here:
-        how = settings_of(source or small())
-        return commanded(here, *LIVE, *arguments, *words, **how)
+        return commanded(here, *LIVE, *arguments, *words, alone=alone, **how)
 
 
 def settings_of(
     name: str, settings: str = "aidscope.settings", **environment: str
-) -> dict[str, str]:
+) -> dict[str, Any]:
     """What a run is told so that a project's settings name the database."""
-    return {"settings": settings, "DATABASE_URL": url(name), **environment}
+    variables = {"DJANGO_SETTINGS_MODULE": settings, "DATABASE_URL": url(name)}
+    how = {"kind": ProjectWithCommands, "database": name}
+    return {**how, **variables, **environment}
 
 
 # --- Told to stop ---------------------------------------------------------------------
