@@ -13,9 +13,9 @@ import socket
 import socketserver
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 from pathlib import Path
 from threading import Event, Thread, Timer
@@ -24,7 +24,7 @@ from unittest.mock import patch
 
 import psycopg2
 
-from aidscope.tests.in_process import drilled
+from aidscope.tests.in_process import drilled, limited
 from aidscope.tests.in_process import server as server_in_process
 from aidscope.tests.support import (
     BOUND,
@@ -48,10 +48,12 @@ from aidscope.tests.support import (
     small,
     url,
 )
+from scripts import test_backup_restore as drill
 
 PROMPTLY = 15.0  # seconds, on a busy machine
 LIVE = ("--live", "--no-throwaway")
 PRIVATE = ("--live", "--throwaway")
+CREATION = ("-k", "creation")
 
 
 # --- Told to stop ---------------------------------------------------------------------
@@ -71,7 +73,6 @@ TOLD = (
     Told("SIGINT in the creation of a rehearsal", signal.SIGINT, "creation", ()),
     Told("SIGHUP in creation", signal.SIGHUP, "creation"),
     Told("SIGTERM in validation", signal.SIGTERM, "validation"),
-    Told("SIGINT in restore", signal.SIGINT, "restore"),
     Told("SIGHUP with a private server", signal.SIGHUP, "restore", PRIVATE),
 )
 NEVER_ENDING = """
@@ -203,7 +204,8 @@ class HeldUpTests(Case):
         """A program that was stopped is killed when its time is over."""
         with place() as here:
             here.stand_in("psql", "sleep 600 & kill -s STOP $$", LOADS)
-            over = here.drill(*LIVE, "--timeout", "2", url=url(small()))
+            words = (*LIVE, "--timeout", "2")
+            over = drilled(here, *words, database=small(), alone=True)
         parts = ("psql did not end within 2 s", "--timeout")
         self.assert_verdict(over, "error", *parts, act="restore")
 
@@ -295,30 +297,29 @@ class MigrationTests(Case):
 
     def test_signal(self) -> None:
         """A signal ends the query of a migration."""
-        with place() as here, slow_project(here, SLEEPS) as process:
-            here.await_stand_in(process)
-            process.send_signal(signal.SIGINT)
-            over = here.ended(process, PROMPTLY)
+        with place() as here:
+            how = slow_project(here, SLEEPS)
+            with here.started(*CREATION, url=url(), **how) as process:
+                here.await_stand_in(process)
+                process.send_signal(signal.SIGINT)
+                over = here.ended(process, PROMPTLY)
         self.assert_verdict(over, "error", "interrupted (SIGINT)")
 
     def test_query_that_hangs(self) -> None:
         """A query that does not end is bound by --timeout."""
-        with place() as here, slow_project(here, SLEEPS, "2") as process:
-            over = here.ended(process, PROMPTLY)
+        with place() as here:
+            over = migrated(here, SLEEPS)
         self.assert_verdict(over, "error", "migrate", "allow more time with --timeout")
 
     def test_many_that_last(self) -> None:
-        """All migrations together may take several times --timeout."""
-        with place() as here, slow_project(here, "time.sleep(2.5)", "2") as process:
-            over = here.ended(process)
+        """All migrations together may take more than --timeout."""
+        with place() as here:
+            over = migrated(here, "time.sleep(1.2)")
         self.assert_verdict(over, "passed")
 
 
-@contextmanager
-def slow_project(
-    here: Place, waits: str, timeout: str = "30"
-) -> Iterator[subprocess.Popen]:
-    """A drill that creates the backup of a project whose migration waits."""
+def slow_project(here: Place, waits: str) -> dict[str, str]:
+    """The variables of a project whose migration waits."""
     migrations = here.folder / "site" / "slow" / "migrations"
     migrations.mkdir(parents=True)
     (migrations / "__init__.py").touch()
@@ -326,13 +327,27 @@ def slow_project(
     migration = SLOW_MIGRATION.format(waiting=waiting, waits=waits)
     (migrations / "0001_initial.py").write_text(migration)
     (here.folder / "site" / "slow_settings.py").write_text(SLOW_SETTINGS)
-    with here.started(
-        *("-k", "creation", "--timeout", timeout),
-        url=url(),
-        DJANGO_SETTINGS_MODULE="slow_settings",
-        PYTHONPATH=str(here.folder / "site"),
-    ) as process:
-        yield process
+    site = str(here.folder / "site")
+    return {"DJANGO_SETTINGS_MODULE": "slow_settings", "PYTHONPATH": site}
+
+
+class HurriedProject(drill.Project):
+    """A project whose commands alone have a second for each operation."""
+
+    def output_of(
+        self, command: Iterable[str], database: drill.Database, timeouts: int = 1
+    ) -> str:
+        """What a command prints."""
+        run = limited(self.run, 1)
+        hurried = replace(self, run=run)
+        database = replace(database, run=run)
+        return drill.Project.output_of(hurried, command, database, timeouts)
+
+
+def migrated(here: Place, waits: str) -> Ended:
+    """A run in this process that creates the backup of such a project."""
+    how = {"DATABASE_URL": url(), **slow_project(here, waits)}
+    return drilled(here, *CREATION, kind=HurriedProject, **how)
 
 
 # --- Servers that freeze --------------------------------------------------------------
@@ -377,7 +392,7 @@ class FrozenNetworkTests(Case, table=FROZEN):
         """The drill ends by itself, as an error that names the limit."""
         with place() as here, relay(here.folder, row.at) as (where, stopped):
             words = ("--timeout", "2", *row.arguments)
-            over = here.drill(*words, url=where.url(small()))
+            over = drilled(Place(here.folder, where), *words, database=small())
             self.assertTrue(stopped.is_set())
         parts = ("did not end within 2 s", "--timeout", row.says)
         self.assert_verdict(over, "error", *parts, act=row.act)
@@ -546,7 +561,7 @@ class KilledTests(Case):
             self.assertEqual(purposes, {"source", "restored", "reference"})
 
             with place() as here:
-                swept = here.run(*LIVE, url=home.url())
+                swept = here.run(*LIVE, *CREATION, url=home.url())
             self.assert_verdict(swept, "passed", f"for the next run to drop: {stays}")
             self.assertEqual({*re.findall(DROPPED, swept.said)}, {*orphans, stays})
             self.assertEqual(databases_on(home), {*kept, stays})
@@ -576,7 +591,8 @@ class BesideOthersTests(Case):
         with own_server() as home, place(home) as here, ExitStack() as stack:
             for orphan in orphans:
                 home.query("postgres", f"CREATE DATABASE {orphan}")
-            started = [here.started(*LIVE, url=home.url()) for _ in range(3)]
+            words = (*LIVE, *CREATION)
+            started = [here.started(*words, url=home.url()) for _ in range(3)]
             runs = [here.ended(run) for run in map(stack.enter_context, started)]
             for run in runs:
                 self.assert_verdict(run, "passed")
