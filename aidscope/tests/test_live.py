@@ -3,12 +3,14 @@
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from itertools import count
 from threading import Event, Thread
 
 import psycopg2
 
+from aidscope.tests import in_process
 from aidscope.tests.in_process import drilled
 from aidscope.tests.support import (
     DUMP,
@@ -45,52 +47,10 @@ class Healthy(Row):
     rows: int
     tables: int = 1
     clauses: str = ""
-    name: str = ""
 
 
-ROWS = (
-    Healthy(
-        "a ledger that only grows, and forbids all DDL",
-        """
-        CREATE TABLE public.ledger (id integer CHECK (id > 0));
-        INSERT INTO public.ledger VALUES (1);
-        CREATE FUNCTION public.no() RETURNS trigger LANGUAGE plpgsql AS
-        $$BEGIN RAISE 'append only'; END$$;
-        CREATE TRIGGER no BEFORE UPDATE OR DELETE ON public.ledger
-           FOR EACH ROW EXECUTE FUNCTION public.no();
-        ALTER TABLE public.ledger ENABLE ALWAYS TRIGGER no;
-        CREATE RULE none AS ON DELETE TO public.ledger DO INSTEAD NOTHING;
-        ALTER TABLE public.ledger ENABLE ALWAYS RULE none;
-        CREATE FUNCTION public.none() RETURNS event_trigger LANGUAGE plpgsql AS
-        $$BEGIN RAISE 'nothing is made here'; END$$;
-        CREATE EVENT TRIGGER none ON ddl_command_start EXECUTE FUNCTION public.none()
-        """,
-        1,
-    ),
-    Healthy("a table without rows", "CREATE TABLE public.void (id integer)", 0),
-    Healthy(
-        "rows of nothing but NULL",
-        """
-        CREATE TABLE public.void (a integer, b text);
-        INSERT INTO public.void VALUES (NULL, NULL), (NULL, NULL)
-        """,
-        2,
-    ),
-    Healthy(
-        "nothing but partitions by the hash of an enum",
-        """
-        CREATE TYPE public.mood AS ENUM ('good', 'bad');
-        CREATE TABLE public.spread (m public.mood) PARTITION BY HASH (m);
-        CREATE TABLE public.spread_0 PARTITION OF public.spread
-           FOR VALUES WITH (MODULUS 2, REMAINDER 0);
-        CREATE TABLE public.spread_1 PARTITION OF public.spread
-           FOR VALUES WITH (MODULUS 2, REMAINDER 1);
-        INSERT INTO public.spread VALUES ('good'), ('bad'), ('good')
-        """,
-        3,
-    ),
-)
-FORMS = (
+# Of one database:
+TOGETHER = (
     Healthy(
         "names that look like something else",
         r"""
@@ -113,7 +73,6 @@ FORMS = (
         """,
         3,
         3,
-        name='Odd "Name" 100%',
     ),
     Healthy(
         "texts that look like something else",
@@ -137,6 +96,48 @@ FORMS = (
         """,
         3,
         2,
+    ),
+)
+FORMS = (
+    Healthy("a table without rows", "CREATE TABLE public.void (id integer)", 0),
+    Healthy(
+        "rows of nothing but NULL",
+        """
+        CREATE TABLE public.void (a integer, b text);
+        INSERT INTO public.void VALUES (NULL, NULL), (NULL, NULL)
+        """,
+        2,
+    ),
+    Healthy(
+        "nothing but partitions by the hash of an enum",
+        """
+        CREATE TYPE public.mood AS ENUM ('good', 'bad');
+        CREATE TABLE public.spread (m public.mood) PARTITION BY HASH (m);
+        CREATE TABLE public.spread_0 PARTITION OF public.spread
+           FOR VALUES WITH (MODULUS 2, REMAINDER 0);
+        CREATE TABLE public.spread_1 PARTITION OF public.spread
+           FOR VALUES WITH (MODULUS 2, REMAINDER 1);
+        INSERT INTO public.spread VALUES ('good'), ('bad'), ('good')
+        """,
+        3,
+    ),
+    Healthy(
+        "a ledger that only grows, and forbids all DDL",
+        """
+        CREATE TABLE public.ledger (id integer CHECK (id > 0));
+        INSERT INTO public.ledger VALUES (1);
+        CREATE FUNCTION public.no() RETURNS trigger LANGUAGE plpgsql AS
+        $$BEGIN RAISE 'append only'; END$$;
+        CREATE TRIGGER no BEFORE UPDATE OR DELETE ON public.ledger
+           FOR EACH ROW EXECUTE FUNCTION public.no();
+        ALTER TABLE public.ledger ENABLE ALWAYS TRIGGER no;
+        CREATE RULE none AS ON DELETE TO public.ledger DO INSTEAD NOTHING;
+        ALTER TABLE public.ledger ENABLE ALWAYS RULE none;
+        CREATE FUNCTION public.none() RETURNS event_trigger LANGUAGE plpgsql AS
+        $$BEGIN RAISE 'nothing is made here'; END$$;
+        CREATE EVENT TRIGGER none ON ddl_command_start EXECUTE FUNCTION public.none()
+        """,
+        1,
     ),
     Healthy(
         "settings that change how values are written",
@@ -188,22 +189,42 @@ FORMS = (
 class HealthyCase(Case):
     """No healthy database raises an alarm."""
 
-    def judge(self, row: Healthy) -> None:
-        """It passes, and every row is compared."""
-        with place() as here, database(row.sql, row.clauses, row.name) as name:
-            over = drilled(here, *LIVE, "--strict", database=name)
+    def assert_healthy(self, over: Ended, *rows: Healthy) -> None:
+        """It passed, and every row was compared."""
         self.assert_verdict(over, "passed")
-        source = "the configured database"
-        self.assert_facts(over, source=source, rows=row.rows, tables=row.tables)
+        self.assert_facts(
+            over,
+            source="the configured database",
+            rows=sum(row.rows for row in rows),
+            tables=sum(row.tables for row in rows),
+        )
         self.assertEqual({*over.not_compared}, NEVER_COMPARED)
 
 
-class HealthyRowsTests(HealthyCase, table=ROWS):
-    """Rows and where they lie."""
+@cache
+def all_together() -> Ended:
+    """A run of a database that has all of those."""
+    sql = ";".join(row.sql for row in TOGETHER)
+    with place() as here, database(sql, name='Odd "Name" 100%') as name:
+        return drilled(here, *LIVE, "--strict", database=name)
+
+
+class HealthyTogetherTests(HealthyCase, table=TOGETHER):
+    """How names and texts are written."""
+
+    def judge(self, _: Healthy) -> None:
+        """It is one of those that pass."""
+        self.assert_healthy(all_together(), *TOGETHER)
 
 
 class HealthyFormsTests(HealthyCase, table=FORMS):
-    """How names and values are written."""
+    """What a database holds, and what is so of all of it."""
+
+    def judge(self, row: Healthy) -> None:
+        """It passes."""
+        with place() as here, database(row.sql, row.clauses) as name:
+            over = drilled(here, *LIVE, "--strict", database=name)
+        self.assert_healthy(over, row)
 
     def test_view_with_a_name_of_two_lines(self) -> None:
         """Its rows are made in no reference."""
@@ -372,24 +393,25 @@ class EveryKindTests(Case, table=FORMATS):
     """In each format every object, table and row comes back."""
 
     def judge(self, row: Whole) -> None:
-        """It passes, and what no backup carries is named."""
-        with place() as here:
-            over = drilled(here, *LIVE, *row.arguments, database=everything())
-        self.assert_all_is_compared(over, row.arguments[1])
-
-    def assert_all_is_compared(self, over: Ended, form: str) -> None:
-        """It passed, and compared all but what no backup carries."""
-        self.assert_verdict(over, "passed", "The backup restores.")
-        counts = rows_of_everything().values()
-        self.assert_facts(over, format=form, rows=sum(counts), tables=len(counts))
-        self.assertLess(UNCOMPARED, {*over.not_compared})
+        """It is whole, and what it brings back is what was there."""
+        options, _ = drill.parsed(["--timeout", "60", *LIVE, *row.arguments])
+        run = replace(in_process.server().run, options=options)
+        source = replace(in_process.server(), name=everything(), run=run)
+        backup = drill.written_backup(source)
+        self.assertEqual(backup.format.name, row.arguments[1])
+        reading, problems = drill.read_whole(backup, source)
+        self.assertEqual(problems, [])
+        self.assertEqual(in_process.said_by_restore(backup, reading), "")
 
     def test_whole_run(self) -> None:
-        """So it does in a process of its own, where no migration is pending."""
+        """So it does in a process of its own, and what no backup carries is named."""
         with place() as here:
             over = here.drill("--live", url=url(everything()))
-        self.assert_all_is_compared(over, "plain")
+        self.assert_verdict(over, "passed", "The backup restores.")
+        counts = rows_of_everything().values()
+        self.assert_facts(over, format="plain", rows=sum(counts), tables=len(counts))
         self.assert_facts(over, pending_migrations=[])
+        self.assertLess(UNCOMPARED, {*over.not_compared})
         self.assertTrue(over.was_private)
 
     def test_subscription(self) -> None:
@@ -442,32 +464,23 @@ class Writing(Row):
 
 WRITING = (
     Writing(
-        "rows that come and go, ahead of their sequence",
+        "rows that come and go, ahead of their sequence; one set back and forth",
         (
             "INSERT INTO public.kept (word) SELECT n FROM generate_series(1, 50) AS n",
             "DELETE FROM public.kept WHERE id % 3 = 0",
+            "SELECT setval('public.ticket', 1 + (random() * 1000)::integer)",
             "INSERT INTO public.kept (id) SELECT 10000000 + (random() * 10000000)::int",
             "SELECT pg_sleep(0.002)",
             "DELETE FROM public.kept WHERE id >= 10000000",
         ),
     ),
     Writing(
-        "a sequence that is set back and forth",
-        ("SELECT setval('public.ticket', 1 + (random() * 1000)::integer)",),
-    ),
-    Writing(
-        "a table that is emptied",
+        "a table that is emptied, and others that are new",
         (
             "TRUNCATE public.kept RESTART IDENTITY",
+            NEW_TABLE,
             "SELECT pg_sleep(0.02)",
             "INSERT INTO public.kept (word) VALUES ('a'), ('b'), ('c')",
-        ),
-    ),
-    Writing(
-        "tables that are new",
-        (
-            NEW_TABLE,
-            "SELECT pg_sleep(0.05)",
         ),
     ),
 )
@@ -641,6 +654,10 @@ SELECT n AS id,
        [1 + n % 8] || '.' || n || '@example.org' AS mail
   FROM generate_series(1, 20000) AS n
 """
+ISLAND = """
+CREATE FOREIGN DATA WRAPPER afar;
+CREATE SERVER island FOREIGN DATA WRAPPER afar OPTIONS (host 'Krokodil!')
+"""
 SPOILED = (
     Spoiled(
         "all sorts of things, in plain",
@@ -662,13 +679,14 @@ SPOILED = (
         sql=f"{KEPT}; CREATE TABLE public.other AS SELECT * FROM public.kept",
     ),
     Spoiled(
-        "the mails of two persons, in plain",
+        "the mails of two persons and an option of a server, in plain",
         """
         UPDATE public.person AS a SET mail = b.mail FROM public.person AS b
-         WHERE a.id IN (1799, 9967) AND b.id = 1799 + 9967 - a.id
+         WHERE a.id IN (1799, 9967) AND b.id = 1799 + 9967 - a.id;
+        ALTER SERVER island OPTIONS (SET host 'Krokodil')
         """,
-        ("found     table public.person: rows with hash ",),
-        sql=PERSONS,
+        ("found     table public.person: rows with hash ", "found     server island: "),
+        sql=f"{PERSONS}; {ISLAND}",
     ),
     Spoiled(
         "a row and a grant, in custom",
@@ -685,16 +703,6 @@ SPOILED = (
         ("expected  index public.kept_word",),
         ("--format", "directory", "--jobs", "2"),
         "pg_restore",
-    ),
-    Spoiled(
-        "an option of a server, in plain",
-        "ALTER SERVER island OPTIONS (SET host 'Krokodil')",
-        ("found     server island: ",),
-        sql="""
-        CREATE TABLE public.kept ();
-        CREATE FOREIGN DATA WRAPPER afar;
-        CREATE SERVER island FOREIGN DATA WRAPPER afar OPTIONS (host 'Krokodil!')
-        """,
     ),
 )
 
