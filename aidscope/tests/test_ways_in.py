@@ -340,7 +340,7 @@ class OutputTests(Case):
         with place() as here:
             path = str(here.folder / "missing" / "report.json")
             words = (*LIVE, "-k", "creation", "--report", path)
-            over = here.run(*words, url=url(small()))
+            over = drilled(here, *words, database=small())
         self.assertEqual(over.status, 1, over.said)
         headline = "The backup was not restored yet."
         self.assert_said(over, headline, "the evidence cannot be written", path)
@@ -351,7 +351,7 @@ class OutputTests(Case):
             path = here.folder / "pipe"
             os.mkfifo(path)
             words = (*LIVE, "-k", "creation", "--report", str(path))
-            over = here.run(*words, url=url(small()))
+            over = drilled(here, *words, database=small())
         self.assertEqual(over.status, 1, over.said)
         self.assert_said(over, "the evidence cannot be written", str(path))
 
@@ -361,7 +361,7 @@ class OutputTests(Case):
             here.backup.write_text("a backup")
             path = here.folder / "link"
             path.hardlink_to(here.backup)
-            over = here.run("--backup", str(here.backup), "--report", str(path))
+            over = drilled(here, "--backup", str(here.backup), "--report", str(path))
             self.assertEqual(here.backup.read_text(), "a backup")
         self.assert_said(over, "that is the backup, which is only read")
 
