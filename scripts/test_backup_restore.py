@@ -4203,6 +4203,14 @@ def open_missing_streams() -> None:
         continue  # until all three are open; one more is, which is not used
     sys.stdout = sys.stdout or io.StringIO()
     sys.stderr = sys.stderr or io.StringIO()
+    atexit.register(close_streams)  # what is registered first is called last
+
+
+def close_streams() -> None:
+    """Close them: Python would change the exit status if a terminal is gone."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.close()
 
 
 def main(argv: Lines) -> int:

@@ -265,10 +265,10 @@ def verdict_on_load(backup: drill.Backup, reading: drill.Reading) -> Exception |
     """What is raised as a backup that was read is loaded into its own database."""
     drill.require_loadable(reading, server())
     restored = drill.made_database(
-        server(), "restored", backup, f"site_{next(NUMBERS)}"
+        server(), "restored", backup.like, f"site_{next(NUMBERS)}"
     )
     try:
-        drill.load_backup(backup, reading, restored, None)
+        drill.load_backup(backup, reading, restored)
     except (drill.BackupIsBad, drill.NotJudged) as verdict:
         return verdict
     finally:
