@@ -1446,7 +1446,8 @@ def require_differences_seen(restored: Database, found: Contents) -> None:
 # is wrong with it. Promised: it is read once, line by line, an entry at a time,
 # in constant memory; no row is taken for a statement, no statement for a row.
 
-LONGEST = 2**20  # bytes of a line that are read at once: a row may have 200 MB
+LONGEST = 2**20  # bytes of a piece of a line: a row may have 200 MB
+AT_ONCE = 2**17  # bytes that are read: more are slower, as they fit in no cache
 END_OF_DATA = b"\\.\n"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # which psql skips
 BEHIND = "behind the end"  # the kind of what stands behind a footer
@@ -1546,7 +1547,7 @@ class Reading:
     """What a backup says of itself, and what is wrong with it."""
 
     def __init__(self, file: File) -> None:
-        self.file = io.BufferedReader(file, LONGEST)
+        self.file = io.BufferedReader(file, AT_ONCE)
         self.beginning = self.file.peek()
         self.line = 0  # the number of the one that was read last
         self.codec = "utf-8"

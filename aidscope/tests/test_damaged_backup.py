@@ -208,7 +208,8 @@ class PlainFileTests(DamagedFileCase, table=PLAIN_FILES):
             pieces = gzip.compress(sql[:999]) + gzip.compress(sql[999:])
             for content in (sql.rstrip(b"\n"), pieces):
                 here.backup.write_bytes(content)
-                over = drilled(here, "--backup", str(here.backup), "--no-throwaway")
+                words = ("--no-throwaway", "-k", "validation")
+                over = drilled(here, "--backup", str(here.backup), *words)
                 self.assert_verdict(over, "passed")
 
 
@@ -220,7 +221,8 @@ class ArchiveTests(DamagedFileCase, table=ARCHIVES):
         with place() as here:
             path = copied("tar", here.backup)
             os.truncate(path, path.stat().st_size - 512)
-            over = drilled(here, "--backup", str(path), "--no-throwaway")
+            words = ("--no-throwaway", "-k", "validation")
+            over = drilled(here, "--backup", str(path), *words)
         self.assert_verdict(over, "passed")
 
 

@@ -44,6 +44,7 @@ from scripts import test_backup_restore as drill
 
 PROMPTLY = 15.0  # seconds, on a busy machine
 LIVE = ("--live", "--no-throwaway")
+CREATION = (*LIVE, "-k", "creation")
 LIMIT = 0.4  # seconds
 KEPT = f"""
 CREATE TABLE public.kept (id serial, word text);
@@ -200,14 +201,14 @@ class ExitTests(MakingCase, table=EXITS):
         """What leaves its session is not waited for, but ended."""
         with place() as here:
             command = f"{DUMP}; setsid -f sleep 600"
-            over = commanded(here, *LIVE, "--backup-command", command)
+            over = commanded(here, *CREATION, "--backup-command", command)
         self.assert_verdict(over, "passed")
 
     def test_log(self) -> None:
         """A process that only takes the rest of a log may end a little later."""
         log = f"bash -c 'exec > >(sleep 0.3; cat > /dev/null); {DUMP}'"
         with place() as here:
-            over = commanded(here, *LIVE, "--backup-command", log)
+            over = commanded(here, *CREATION, "--backup-command", log)
         self.assert_verdict(over, "passed")
 
 
