@@ -3290,17 +3290,12 @@ def programs_in(group: int, run: Run) -> Lines:
 def verdict_on_command(shell: Program, failed: type[Exception]) -> Exception:
     """What a command that failed says of the backup."""
     status = shell.popen.returncode
-    hint = "see what it says: --verbose"
-    number = -status  # of a signal, if the shell itself was ended
-    if status > 128:  # so a shell tells that its program was
-        number = status - 128
-    if number in signal.valid_signals():
-        ending = signal.Signals(number).name
-        return NotJudged(f"{shell.name} was ended by {ending}", hint)
     fact = f"{shell.name} exited with {status}"
-    if status in (MUST_NOT_RUN, 127):  # of /bin/sh
-        missing = "a program of it is not there, or must not be run: --verbose"
-        return NotJudged(fact, missing)
+    hint = "see what it says: --verbose"
+    if status not in range(MUST_NOT_RUN):
+        # 126 and 127 of /bin/sh; below 0 it was ended, above 128 its program.
+        why = "a program was ended by a signal, is not there, or must not be run"
+        return NotJudged(fact, why, hint)
     server_log = shell.run.folder / "data" / "log"  # of a private server
     if server_log.exists() and NO_ROOM in server_log.read_text(errors="replace"):
         return NotJudged(fact, hint_for(NO_ROOM))

@@ -121,15 +121,15 @@ EXITS = (
     ),
     Making("a missing program", "no-such-program", "exited with 127", "error"),
     Making("no program", "./README.md", "exited with 126", "error"),
-    Making("killed", f"{DUMP}; kill -s KILL $$", "was ended by SIGKILL", "error"),
+    Making("killed", f"{DUMP}; kill -s KILL $$", "exited with -9", "error"),
     Making(
         "a killed program",
         f"{DUMP} & kill -s KILL $! && wait $!",
-        "was ended by SIGKILL",
+        "exited with 137",
         "error",
     ),
-    Making("a trap", f"trap 'kill 0' EXIT; {DUMP}", "was ended by SIGTERM", "error"),
-    Making("a killed group", "sleep 600 & kill -9 0", "was ended by SIGKILL", "error"),
+    Making("a trap", f"trap 'kill 0' EXIT; {DUMP}", "exited with -15", "error"),
+    Making("a killed group", "sleep 600 & kill -9 0", "exited with -9", "error"),
     Making(
         "a failing pipe, told",
         "bash -c 'set -o pipefail; pg_dump -d nosuch | gzip > \"$BACKUP_FILE\"'",
@@ -445,7 +445,7 @@ LOADINGS = (
         "no table came back",
         accept=("--accept", "*"),
     ),
-    Loading("a group is ended", "sleep 600 & kill 0", "was ended by SIGTERM", "error"),
+    Loading("a group is ended", "sleep 600 & kill 0", "exited with -15", "error"),
     Loading("its file is removed", f'{LOAD}; rm "$BACKUP_FILE"', "", "passed"),
     Loading(
         "its file is removed, and no more",
