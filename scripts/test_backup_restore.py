@@ -1474,11 +1474,9 @@ LONGEST_ENTRY = 2**13  # bytes of its comment
 # A body begins its line: "    AS $_$", and ends by $_$ again. What a line has left
 # open is put before the next one, so that \A holds for that, too.
 BODY = rb"\A    AS (\$\w*\$)"
-# All up to the first text, name or body that has no end: 'it''s', "a b"
-CLOSED = re.compile(
-    rb"""(?s)(?:'[^']*'|"[^"]*"|%b.*?\1|(?!%b)[^'"]+)*+""" % (BODY, BODY)
-)
-OPENING = re.compile(rb"""%b|['"]|\Z""" % BODY)
+# Bodies, texts and names that end where they begin: 'it''s', "a b"
+CLOSED = re.compile(rb"""(?s)%b.*?\1|'[^']*'|"[^"]*["]""" % BODY)
+QUOTE = re.compile(rb"""['"]|\Z""")
 # Kinds that may hold no SQL, or no text of more than a line.
 WITHOUT_TEXTS = ("", BEHIND, "BLOBS")
 # COPY public.film (id, name) FROM stdin;
@@ -1821,8 +1819,9 @@ def is_whole_insert(line: bytes) -> bool:
 
 def opened_in(text: bytes) -> bytes:
     """The quote of what is begun in a text and has no end in it, or none."""
-    closed = CLOSED.match(text).end()
-    return OPENING.match(text, closed)[0]
+    rest = CLOSED.sub(b"", text)
+    opened = re.match(BODY, rest) or QUOTE.search(rest)
+    return opened[0]
 
 
 def codec_of(encoding: str) -> str:
