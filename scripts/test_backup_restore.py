@@ -42,7 +42,7 @@ hints, the evidence, the command line. Whoever has one question may begin here:
     why no password is shown            Run.redacted, named_database, described
     why no row is shown                 MEANINGS, Report.sentence
     what of a row is compared           ROWS
-    why a definition may be rewritten   Drill.compare, read_back
+    why a definition may be rewritten   Drill.loaded, Drill.compare
     what checks the checks              require_differences_seen
                                         require_damage_seen
     what counts as data in a file       TELLING, Reading.take
@@ -228,7 +228,8 @@ class Drill:
         if self.options.live:
             backup = new_backup(self.configured, self.project)
         elif self.options.backup:
-            backup = adopted_backup(self.options.backup, self.project.run)
+            with unchanged(self.options.backup):
+                backup = adopted_backup(self.options.backup, self.project.run)
             self.facts["backup_written"] = in_utc(backup.written)
         else:
             backup = rehearsed_backup(self.server, self.project)
@@ -278,14 +279,14 @@ class Drill:
             provide_globals(server, reading, self.project.user)
         restored = database_for(backup, server)
         definitions = None
-        if backup.source:
-            reference = made_database(server, "reference", restored)
-            defining = self.enter(loading_reference(reference, backup.contents))
-        if self.options.restore_command:
+        if self.options.restore_command:  # first of all, as it may drop roles
             seconds = load_by_command(backup, restored, self.project)
             what = "encoding and locale of the database"
             self.facts["not_compared"][what] = "the restore command may make it anew"
-        else:
+        if backup.source:
+            reference = made_database(server, "reference", restored)
+            defining = self.enter(loading_reference(reference, backup.contents))
+        if not self.options.restore_command:
             seconds = load_backup(backup, reading, restored)
         self.facts["seconds_to_restore"] = round(seconds, 3)
         if backup.source:
@@ -299,7 +300,7 @@ class Drill:
         found, plan = read_back(restored, self.project)
         # [ ]  shop.0002_price
         self.facts["pending_migrations"] = re.findall(r"(?m)^\[ \] +(\S+)", plan)
-        if definitions:
+        if backup.source:
             fact = "the restored database differs from its source"
             definitions.wait()
             # Both were written once more after a restore, as PostgreSQL does.
@@ -370,8 +371,7 @@ PASSED_ON = ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH", "KRB5CCNAME")
 # a value; and not of class 25, as a backup puts large objects between BEGIN and
 # COMMIT
 WARNING = re.compile(
-    r"^(pg_\w+: (?:warning|hint|detail).*|psql:.*?:\d+: \S+:  (?!25)\w{5}"
-    r"|.*trailing garbage.*)",
+    r"^(pg_\w+: (?:warning|hint|detail).*|psql:.*?:\d+: \S+:  (?!25)\w{5}|b?g?zip2?: .*)",
     re.MULTILINE,
 )
 
@@ -578,7 +578,7 @@ class Program:
         return "\n".join(text_of(stream, MOST_SHOWN) for stream in streams)
 
     def wait(self) -> float:
-        """The seconds until it has ended well. Raises if it failed, or overran."""
+        """Wait until it has ended well: the seconds. Raises if it failed, or overran."""
         status = self.popen.wait()
         seconds = monotonic() - self.began
         most = self.timer.interval
@@ -1406,11 +1406,15 @@ def differences(expected: set[Line], found: set[Line]) -> list[Difference]:
 def unaccepted(apart: list[Difference], run: Run) -> list[Difference]:
     """The differences that no --accept fits, redacted; the others are noted."""
     apart = [Difference(*map(run.redacted, each)) for each in apart]
-    for glob in run.options.accept:
-        for difference in apart:
-            if fnmatchcase(difference.line, glob):
-                run.accepted.setdefault(str(difference), glob)
-    return [each for each in apart if str(each) not in run.accepted]
+    rest = []
+    for difference in apart:
+        line = difference.line
+        fitting = [glob for glob in run.options.accept if fnmatchcase(line, glob)]
+        if fitting:
+            run.accepted[str(difference)] = fitting[0]
+        else:
+            rest.append(difference)
+    return rest
 
 
 # The smallest tables, by up to 100 rows that hold a value: as they are, and
@@ -1477,7 +1481,7 @@ BODY = rb"\A    AS (\$\w*\$)"
 # Bodies, texts and names that end where they begin: 'it''s', "a b"
 CLOSED = re.compile(rb"""(?s)%b.*?\1|'[^']*'|"[^"]*["]""" % BODY)
 QUOTE = re.compile(rb"""['"]|\Z""")
-# Kinds that may hold no SQL, or no text of more than a line.
+# Kinds in which a quote opens nothing.
 WITHOUT_TEXTS = ("", BEHIND, "BLOBS")
 # COPY public.film (id, name) FROM stdin;
 COPY_END = b" FROM stdin;\n"
@@ -1518,7 +1522,8 @@ TELLING = (
     ("drop", rb"(SELECT pg_catalog\.lo_unlink\(|SELECT CASE WHEN EXISTS)"),
 )
 TELLS = re.compile(b"|".join(pattern for _, pattern in TELLING))
-# Roles that a line names, beside the owners in comments, behind what names none:
+# Roles that a line names, beside the owners in comments: what is passed over, what
+# stands before them, and both.
 # ALTER DEFAULT PRIVILEGES FOR ROLE anna GRANT SELECT ON TABLES TO "Ben";
 # CREATE POLICY some ON public.film FOR SELECT TO anna, "Ben" USING (true);
 NO_ROLE = rb""""[^"]*"|'[^']*'| USING .*| WITH CHECK .*"""
@@ -1647,7 +1652,7 @@ class Reading:
         elif kind == "SEQUENCE SET" and what == "setval":
             self.take_sequence()
         elif what in ("roles", "on database"):
-            self.take_roles(line + self.last)  # with a line feed in a name
+            self.take_roles(line + self.last)  # its end, if a name has a line feed
 
     def end_texts(self, line: bytes) -> None:
         """Read on to the end of a line, and of a text or name that it has begun.
@@ -1809,10 +1814,11 @@ NOTHING = Reading(io.BytesIO())
 
 
 def is_whole_insert(line: bytes) -> bool:
-    """Whether a line ends what an INSERT begins; others are looked at closely."""
+    """Whether a line of an INSERT leaves nothing open; others are looked at closely."""
     return (
         line.endswith((b";\n", b",\n"))
         and line.count(b"'") % 2 == 0
+        and b'"' not in line
         and not line.startswith(b"INSERT INTO pg_catalog")
     )
 
@@ -2244,8 +2250,9 @@ def readable_backup(found: Backup, programs: "Programs") -> Backup:
         require_sql(backup.path, announced)
     written = backup.written
     for started in announced.noted["started"]:
-        local = datetime.fromisoformat(f"{started}+00:00")
-        written = min(written, (local + FARTHEST_BEHIND).timestamp())
+        with suppress(ValueError, OverflowError):  # no such day
+            local = datetime.fromisoformat(f"{started}+00:00")
+            written = min(written, (local + FARTHEST_BEHIND).timestamp())
     return replace(backup, written=written, announced=announced)
 
 
@@ -2309,8 +2316,10 @@ def recorded_sha256(path: Path) -> str:
     if not record.is_file():
         return ""
     text = record.read_bytes().replace(b"\0", b"")  # as UTF-16 of PowerShell has
-    name = rb"(?m)^.*(?<![\w.-])%b(?![\w.-]).*" % re.escape(os.fsencode(path.name))
-    named = b"\n".join(re.findall(name, text)) or text
+    letter = rb"[\w.\x80-\xff-]"
+    name = re.escape(os.fsencode(path.name))
+    line = rb"(?m)^.*(?<!%b)%b(?!%b).*" % (letter, name, letter)
+    named = b"\n".join(re.findall(line, text)) or text
     digests = set(re.findall(rb"\b[0-9a-f]{64}\b", named.lower()))
     if len(digests) != 1:
         log.warning("%s tells no SHA-256 of %s", record, path.name)
@@ -2592,7 +2601,7 @@ def load_backup(
             seconds = load.wait()
         except ProgramFailed as failure:
             raise verdict_on_load(failure, backup, reading, restored) from None
-        if NO_RIGHTS.search(load.said()):
+        if backup.source and NO_RIGHTS.search(load.said()):
             fact = "the role of the settings may not give or take some rights"
             raise NotJudged(fact, "use a role with more rights, or --throwaway")
     return seconds
@@ -3055,8 +3064,12 @@ def answer(verb: str, *words: str) -> NoReturn:
         end(0)
 
     def end(status: int) -> NoReturn:
-        for stream in (answers, sys.stdout, sys.stderr, errors):
-            stream.flush()
+        # The project may have replaced its own, or closed them.
+        with suppress(AttributeError, OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        answers.flush()
+        errors.flush()
         os._exit(status)  # a thread of the project's may have no end
 
     try:
@@ -3297,8 +3310,9 @@ def verdict_on_command(shell: Program, failed: type[Exception]) -> Exception:
     status = shell.popen.returncode
     fact = f"{shell.name} exited with {status}"
     hint = "see what it says: --verbose"
-    if status not in range(MUST_NOT_RUN):
-        # 126 and 127 of /bin/sh; below 0 it was ended, above 128 its program.
+    # So /bin/sh tells that its program was ended; below 0, it was itself.
+    was_ended = status < 0 or status - 128 in signal.valid_signals()
+    if was_ended or status in (MUST_NOT_RUN, 127):  # not there
         why = "a program was ended by a signal, is not there, or must not be run"
         return NotJudged(fact, why, hint)
     server_log = shell.run.folder / "data" / "log"  # of a private server
@@ -3567,6 +3581,7 @@ def starting_server(project: Project, major: int) -> Iterator[tuple[Database, Pr
         *("/bin/sh", "-c", START_SERVER, "server"),
         *(data, programs.folder, seconds),
         name="the private server",
+        timeouts=2,  # for initdb, and for the start
         **account,
     ) as program:
         yield server, program

@@ -695,6 +695,15 @@ class ReadingTests(Case):
         self.assertFalse(reading.is_garbled)
         self.assertEqual([problem[:9] for problem in reading.problems], ["no footer"])
 
+    def test_text_that_is_open(self) -> None:
+        """An INSERT whose text ends behind its line, whatever its columns are called."""
+        entry = "-- Name: t; Type: TABLE DATA; Schema: public; Owner: o"
+        for end in (",", ";"):
+            row = f"INSERT INTO t (\"it's\") VALUES ('a{end}\n--\n{entry}\n--\n');\n"
+            reading = read(f"--\n{entry}\n--\n{row}")
+            kinds = [each.kind for each in reading.entries]
+            self.assertEqual(kinds.count("TABLE DATA"), 1)
+
     def test_last_line_of_a_text(self) -> None:
         """One that looks like what stands behind a definition belongs to it."""
         entry = "-- Name: TABLE t; Type: COMMENT; Schema: public; Owner: o"

@@ -499,6 +499,13 @@ class NoBackupTests(FileCase, table=NO_BACKUPS):
             over = judged(here)
         self.assert_verdict(over, "error", "changed while it was", act="restore")
 
+    def test_another_file_while_it_is_decrypted(self) -> None:
+        """What was decrypted is not the file any more."""
+        with place() as here:
+            copied("plain", here.backup)
+            over = judged(here, "--decrypt", f"cat; touch -d @1 '{here.backup}'")
+        self.assert_verdict(over, "error", "changed while it was", act="creation")
+
     def test_report_in_place_of_the_backup(self) -> None:
         """The report is not written over what it speaks of."""
         with place() as here:

@@ -170,8 +170,11 @@ INSTALLED_APPS = [*INSTALLED_APPS[:-2], "shop.apps.ShopConfig", "archive"]
 SQLITE = (
     WRITING
     + """
+import sys
+
 DATABASES = {"default": DATABASES["third"]}
 DATABASE_ROUTERS = []
+sys.stdout = None  # nothing that is printed from now on is shown
 """
 )
 # An engine of the project's, which some of its migrations need, and its OPTIONS.

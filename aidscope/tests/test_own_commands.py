@@ -119,6 +119,7 @@ EXITS = (
         f"{DUMP}; {TELL}; {TELL} >&2; exit 4",
         f"the backup command exited with 4{QUIETLY}",
     ),
+    Making("a status of its own", f"{DUMP}; exit 255", "exited with 255"),
     Making("a missing program", "no-such-program", "exited with 127", "error"),
     Making("no program", "./README.md", "exited with 126", "error"),
     Making("killed", f"{DUMP}; kill -s KILL $$", "exited with -9", "error"),
@@ -395,6 +396,7 @@ class Loading(Making):
     accept: tuple[str, ...] = ()
 
 
+REFERENCES = r"SELECT count(*) FROM pg_database WHERE datname LIKE $$%reference$$"
 OTHERS = "site_everything|backup_drill*"  # of other tests, and large
 UNREAD = "a format of the command's own"
 LOADINGS = (
@@ -427,6 +429,12 @@ LOADINGS = (
         "  expected  sequence public.kept_id_seq: 300\n"
         "  found     sequence public.kept_id_seq: 7\n"
         "  expected  table public.kept: 300 rows\n",
+    ),
+    Loading(
+        "where nothing else stands that could keep a role",
+        f"[ $(psql -Atd postgres -c '{REFERENCES}') = 0 ] && {LOAD}",
+        "",
+        "passed",
     ),
     Loading("elsewhere", f"psql -q -c 'CREATE DATABASE x'; {LOAD} -d x", ELSEWHERE),
     Loading(
