@@ -3580,7 +3580,7 @@ def starting_server(project: Project, major: int) -> Iterator[tuple[Database, Pr
     with run.started(
         *("/bin/sh", "-c", START_SERVER, "server"),
         *(data, programs.folder, seconds),
-        name="the private server",
+        name="the start of the private server",
         timeouts=2,  # for initdb, and for the start
         **account,
     ) as program:

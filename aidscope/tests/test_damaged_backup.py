@@ -695,6 +695,13 @@ class ReadingTests(Case):
         self.assertFalse(reading.is_garbled)
         self.assertEqual([problem[:9] for problem in reading.problems], ["no footer"])
 
+    def test_role_behind_a_name_of_two_lines(self) -> None:
+        """Whom a right is granted on a table with a line feed in its name."""
+        entry = '-- Name: TABLE "a b"; Type: ACL; Schema: public; Owner: o'
+        grant = 'GRANT SELECT ON TABLE public."a\nb TO x" TO "Ben", anna;'
+        reading = read(f"--\n{entry}\n--\n\n{grant}\n")
+        self.assertEqual(reading.roles, {"o", "Ben", "anna"})
+
     def test_text_that_is_open(self) -> None:
         """An INSERT whose text ends behind its line, whatever its columns are called."""
         entry = "-- Name: t; Type: TABLE DATA; Schema: public; Owner: o"

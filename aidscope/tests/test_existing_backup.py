@@ -707,6 +707,31 @@ class LeftOutTests(Case):
         self.assertLessEqual(named, {*passed.not_compared})
         self.assert_verdict(failed, "failed", f"line {line}, view public.v: 42601")
 
+    def test_view_without_its_rows(self) -> None:
+        """One that the backup fills must be full."""
+        comment = "-- Name: m; Type: {}; Schema: public; Owner: -"
+        made = "CREATE MATERIALIZED VIEW public.m AS SELECT 1 AS a WITH NO DATA;"
+        sql = f"{KEPT}--\n{comment.format('MATERIALIZED VIEW')}\n--\n\n{made}\n\n\n"
+        sql += f"--\n{comment.format('MATERIALIZED VIEW DATA')}\n--\n\n"
+        refresh = "REFRESH MATERIALIZED VIEW public.m;\n"
+        with place() as here:
+            here.backup.write_text(plain(sql + refresh))
+            filled = judged(here)
+            here.backup.write_text(plain(sql))
+            empty = judged(here)
+        self.assert_verdict(filled, "passed")
+        says = "expected  rows of materialized view public.m: made"
+        self.assert_verdict(empty, "failed", says, act="restore")
+
+    def test_garbage_behind_the_end(self) -> None:
+        """What gzip ignores is told: it may have been a part of the backup."""
+        with place() as here:
+            copied("gzip", here.backup)
+            with here.backup.open("ab") as file:
+                file.write(b"garbage")
+            over = judged(here)
+        self.assert_verdict(over, "passed", "trailing garbage ignored")
+
     def test_notes_behind_the_end(self) -> None:
         """However many there are, they are no data, and do not blind the control."""
         with place() as here:
