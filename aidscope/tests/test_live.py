@@ -586,24 +586,14 @@ class RightsTests(Case, table=RIGHTS):
 
     def test_owner(self) -> None:
         """An ordinary role drills with what it owns, and with a trusted extension."""
-        made = database("CREATE EXTENSION citext SCHEMA public")
-        with role("CREATEDB") as user, place() as here, made as name:
-            execute("postgres", f"ALTER DATABASE {name} OWNER TO {user}")
-            server().query(name, "CREATE TABLE kept (word public.citext)", user)
-            over = drilled(here, *LIVE, database=name, user=user)
-            execute(name, "DROP TABLE kept")
-            execute("postgres", f"ALTER DATABASE {name} OWNER TO postgres")
+        made = "CREATE EXTENSION citext SCHEMA public"
+        over = drilled_by_owner(made, "CREATE TABLE kept (word public.citext)")
         self.assert_verdict(over, "passed")
 
     def test_owner_of_too_little(self) -> None:
         """Rights that PostgreSQL does not let a role take are not lost silently."""
-        made = database("REVOKE EXECUTE ON FUNCTION pg_sleep FROM PUBLIC")
-        with role("CREATEDB") as user, place() as here, made as name:
-            execute("postgres", f"ALTER DATABASE {name} OWNER TO {user}")
-            server().query(name, "CREATE TABLE kept ()", user)
-            over = drilled(here, *LIVE, database=name, user=user)
-            execute(name, "DROP TABLE kept")
-            execute("postgres", f"ALTER DATABASE {name} OWNER TO postgres")
+        made = "REVOKE EXECUTE ON FUNCTION pg_sleep FROM PUBLIC"
+        over = drilled_by_owner(made, "CREATE TABLE kept ()")
         self.assert_verdict(over, "error", "some rights", "--throwaway", act="restore")
 
     def test_reader(self) -> None:
@@ -621,6 +611,17 @@ class RightsTests(Case, table=RIGHTS):
         self.assert_verdict(over, "passed")
         self.assert_facts(over, rows=9)
         self.assertTrue(over.was_private)
+
+
+def drilled_by_owner(made: str, own: str) -> Ended:
+    """A run of a role on its database, in which it has made a table itself."""
+    with role("CREATEDB") as user, place() as here, database(made) as name:
+        execute("postgres", f"ALTER DATABASE {name} OWNER TO {user}")
+        server().query(name, own, user)
+        over = drilled(here, *LIVE, database=name, user=user)
+        execute(name, "DROP TABLE kept")
+        execute("postgres", f"ALTER DATABASE {name} OWNER TO postgres")
+    return over
 
 
 # What changes when anything is made in a database, or beside it.
