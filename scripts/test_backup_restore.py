@@ -578,7 +578,7 @@ class Program:
         return "\n".join(text_of(stream, MOST_SHOWN) for stream in streams)
 
     def wait(self) -> float:
-        """Wait until it has ended well: the seconds. Raises if it failed, or overran."""
+        """The seconds since its start, once it has ended well; raises if it does not."""
         status = self.popen.wait()
         seconds = monotonic() - self.began
         most = self.timer.interval
