@@ -113,7 +113,7 @@ class WaysThatPassTests(Case, table=WAYS):
         given = {"BACKUP_DRILL_OPTIONS": "--bakup last.dump"}
         with place() as here:
             over = here.run(command=("-m", "unittest", PATH), **given)
-        self.assertEqual(over.status, 1, over.said)
+        self.assertNotEqual(over.status, 0, over.said)  # 5 by new versions
         self.assert_said(over, "BACKUP_DRILL_OPTIONS: not known: --bakup last.dump")
 
     def test_options_that_ask_for_no_drill(self) -> None:
@@ -121,7 +121,7 @@ class WaysThatPassTests(Case, table=WAYS):
         with place() as here:
             given = {"BACKUP_DRILL_OPTIONS": "--help"}
             over = here.run(command=("-m", "unittest", PATH), **given)
-        self.assertEqual(over.status, 1, over.said)
+        self.assertNotEqual(over.status, 0, over.said)  # 5 by new versions
         self.assert_said(over, "BACKUP_DRILL_OPTIONS asks for no drill")
 
 
