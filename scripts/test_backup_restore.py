@@ -222,13 +222,32 @@ class Drill:
         )
         return server
 
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Raise NotJudged if a backup that exists is not as it was at first."""
+        path = self.options.backup
+        before = self.state
+        try:
+            yield
+        finally:
+            after = state_of(path)  # a restore command may remove it
+            if after and after != before:
+                fact = f"{path} changed while it was judged"
+                hint = "judge a copy of it, or wait until it is complete"
+                raise NotJudged(fact, hint)
+
+    @cached_property
+    def state(self) -> list[tuple[int, int, int]]:
+        """The state of a backup that exists, as it was found."""
+        return state_of(self.options.backup)
+
     @cached_property
     def backup(self) -> "Backup":
         """The backup: one that exists, or a new one of the source."""
         if self.options.live:
             backup = new_backup(self.configured, self.project)
         elif self.options.backup:
-            with unchanged(self.options.backup):
+            with self.unchanged():
                 backup = adopted_backup(self.options.backup, self.project.run)
             self.facts["backup_written"] = in_utc(backup.written)
         else:
@@ -246,7 +265,7 @@ class Drill:
         server = self.configured
         if self.is_private:
             server, _ = self.starting  # of which no more is needed here
-        with unchanged(self.options.backup):
+        with self.unchanged():
             reading, sha256 = validated_reading(backup, server)
         self.facts["sha256"] = sha256
         self.facts["roles_needed"] = sorted(reading.roles - {"PUBLIC"})
@@ -259,7 +278,7 @@ class Drill:
 
     def restore(self) -> None:
         """Load the backup, compare what came back, and use it."""
-        with unchanged(self.options.backup):
+        with self.unchanged():
             restored, definitions = self.loaded()
         self.compare(restored, definitions)
         if self.options.rehearsal:
@@ -371,7 +390,8 @@ PASSED_ON = ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH", "KRB5CCNAME")
 # a value; and not of class 25, as a backup puts large objects between BEGIN and
 # COMMIT
 WARNING = re.compile(
-    r"^(pg_\w+: (?:warning|hint|detail).*|psql:.*?:\d+: \S+:  (?!25)\w{5}|b?g?zip2?: .*)",
+    r"^(pg_\w+: (?:warning|hint|detail).*|(?:gzip|bzip2): .*"
+    r"|psql:.*?:\d+: \S+:  (?!25)\w{5})",
     re.MULTILINE,
 )
 
@@ -461,10 +481,15 @@ class Run:
     # Difference -> the --accept that it fits
     accepted: Words = field(default_factory=dict)
 
-    def redacted(self, text: str) -> str:
-        """The text with [REDACTED] for each secret, however it is written."""
+    @cached_property
+    def hidden(self) -> Lines:
+        """The secrets, however they are written; the longest come first."""
         forms = set().union(*map(written_forms, self.secrets))
-        for form in sorted(forms, key=len, reverse=True):
+        return sorted(forms, key=len, reverse=True)
+
+    def redacted(self, text: str) -> str:
+        """The text with [REDACTED] for each secret."""
+        for form in self.hidden:
             text = text.replace(form, "[REDACTED]")
         return text
 
@@ -1217,20 +1242,21 @@ SELECT json_build_array('reason', 'rows of table ' || c.oid::regclass,
    AND oid NOT IN (SELECT oid FROM config)
    AND pg_relation_size(oid) > 0;
 """
-UNSEEN = r"""
+SUBSCRIPTIONS = """
+SELECT
+  FROM pg_subscription
+  JOIN pg_database AS d ON d.oid = subdbid
+ WHERE datname = current_database()
+"""
+UNSEEN = rf"""
 SELECT json_build_array('reason', 'subscriptions, options of user mappings',
                         'pg_dump shows them to superusers alone')
  WHERE current_setting('is_superuser') = 'off'
    AND (EXISTS (SELECT FROM pg_user_mappings)
-        OR EXISTS (SELECT FROM pg_subscription
-                     JOIN pg_database AS d ON d.oid = subdbid
-                    WHERE datname = current_database()));
+        OR EXISTS ({SUBSCRIPTIONS}));
 SELECT json_build_array('reason', 'whether subscriptions are enabled',
                         'pg_dump writes them as disabled')
-  FROM pg_subscription
-  JOIN pg_database AS d ON d.oid = subdbid
- WHERE datname = current_database()
- LIMIT 1;
+ WHERE EXISTS ({SUBSCRIPTIONS});
 """
 POPULATED = r"""
 SELECT json_build_array('line', 'rows of materialized view ' || name, 'made')
@@ -1639,8 +1665,10 @@ class Reading:
             return
         what, _ = TELLING[match.lastindex - 1]
         self.note(what, self.text(match[match.lastindex]))
-        entry = ENTRY.match(line, 0, LONGEST_ENTRY)
-        if what == "entry" and entry and before.startswith(b"--"):
+        entry = None
+        if what == "entry" and before.startswith(b"--"):
+            entry = ENTRY.match(line, 0, LONGEST_ENTRY)
+        if entry:
             name, of_kind, schema, owner = map(self.text, entry.groups())
             self.begin(Entry(of_kind, self.line - 1, schema, name, owner))
         elif what == "header":
@@ -2123,7 +2151,7 @@ DAMAGE = (
     "unsupported format|magic|could not open .*No such file|could not find",
     "out of range|invalid (?!option|mem)",
 )
-# Of the local time of the machine that wrote an archive, which has no zone.
+# When it was written is told in local time, which is at most so far behind.
 FARTHEST_BEHIND = timedelta(hours=12)
 
 
@@ -2179,25 +2207,12 @@ def size_of(path: Path) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def state_of(path: Path | None) -> list[tuple[int, float]]:
+def state_of(path: Path | None) -> list[tuple[int, int, int]]:
     """What tells whether a backup is replaced or written; last, when it was."""
-    files = []
-    if path and path.exists():
-        files = members_of(path)
-    return [(file.stat().st_ino, file.stat().st_mtime) for file in files]
-
-
-@contextmanager
-def unchanged(path: Path | None) -> Iterator[None]:
-    """Raise NotJudged if a backup that exists is another behind the block."""
-    before = state_of(path)
-    try:
-        yield
-    finally:
-        after = state_of(path)  # a restore command may remove it
-        if after and after != before:
-            fact = f"{path} changed while it was judged"
-            raise NotJudged(fact, "judge a copy of it, or wait until it is complete")
+    if not path or not path.exists():
+        return []
+    stats = [file.stat() for file in members_of(path)]
+    return [(each.st_ino, each.st_size, each.st_mtime_ns) for each in stats]
 
 
 def adopted_backup(path: Path, run: Run) -> Backup:
@@ -2208,7 +2223,8 @@ def adopted_backup(path: Path, run: Run) -> Backup:
     if path.exists() and (is_of_process or not is_readable):
         raise NotJudged(f"{path} is no file", "write what it gives into one")
     programs = found_programs(run, NEWEST, CLIENTS)
-    written = max((time for _, time in state_of(path)), default=0)  # an empty folder
+    times = [time for _, _, time in state_of(path)]
+    written = max(times, default=0) / 1e9  # an empty folder has none
     backup = Backup(path, UNREAD, recorded_sha256(path), written)
     if run.options.decrypt:
         backup = replace(backup, path=decrypted(path, run))
