@@ -144,6 +144,15 @@ class Case(unittest.TestCase):
         if act:
             self.assertEqual(over.acts.get(act), verdict, over.said)
 
+    def assert_raised(
+        self, verdict: Exception | None, kind: type[Exception], *parts: str
+    ) -> None:
+        """What was raised is of the kind, and says these parts, and no row."""
+        self.assertIsInstance(verdict, kind)
+        for part in parts:
+            self.assertIn(part, str(verdict))
+        self.assertNotIn(SECRET, str(verdict))
+
     def assert_said(self, over: Ended, *parts: str) -> None:
         """The run said these parts, no secret, and showed no frames of Python's."""
         for part in parts:
@@ -722,9 +731,9 @@ def place(home: Server | None = None) -> Iterator[Place]:
         here.temporary.mkdir()
         here.bin.mkdir()
         for program in (*CLIENTS, *SERVER_PROGRAMS):
-            (here.bin / program).symlink_to(programs() / program)
-        (here.bin / "initdb").unlink()
-        (here.bin / "initdb").symlink_to(copying_initdb())
+            real = programs() / program
+            target = copying_initdb() if program == "initdb" else real
+            (here.bin / program).symlink_to(target)
         yield here
         left = here.leftovers()
         if left:

@@ -701,18 +701,25 @@ def checked() -> Ended:
         return commanded(here, *LIVE, *checks, source=source)
 
 
-class CheckTests(Case, table=CHECKS):
+class CheckCase(Case):
+    """A run with checks of which some fail."""
+
+    def assert_checked(self, over: Ended, check: str, pattern: str) -> None:
+        """The verdict on a check is on record, and is told unless it has passed."""
+        says = "a check of the restored database failed"
+        self.assert_verdict(over, "failed", says, act="restore")
+        verdict = over.report["checks"][check]
+        self.assertRegex(verdict, rf"\A{pattern}\Z")
+        told = f"\n  {check}: {verdict}\n" in over.said
+        self.assertEqual(told, verdict != "passed")
+
+
+class CheckTests(CheckCase, table=CHECKS):
     """A check is one boolean, which is true."""
 
     def judge(self, row: Check) -> None:
-        """The verdict on it is on record, and is told if it is none."""
-        over = checked()
-        says = "a check of the restored database failed"
-        self.assert_verdict(over, "failed", says, act="restore")
-        verdict = over.report["checks"][row.sql]
-        self.assertRegex(verdict, rf"\A{row.verdict}\Z")
-        told = f"\n  {row.sql}: {verdict}\n" in over.said
-        self.assertEqual(told, verdict != "passed")
+        """It ends so, and nothing else happens."""
+        self.assert_checked(checked(), row.sql, row.verdict)
         self.assertFalse((ROOT / "hacked").exists())
 
     def test_no_end(self) -> None:
@@ -766,20 +773,16 @@ def managed_all() -> Ended:
         return managed(*(row.command for row in MANAGED), source=name)
 
 
-class ManageTests(Case, table=MANAGED):
+class ManageTests(CheckCase, table=MANAGED):
     """Management commands work on the restored database, and must succeed."""
 
     def judge(self, row: Managed) -> None:
         """The verdict on it is on record, and is told with its reason if it failed."""
-        over = managed_all()
-        says = "a check of the restored database failed"
-        self.assert_verdict(over, "failed", says, act="restore")
         name = f"manage.py {row.command}"
-        verdict = over.report["checks"][name]
-        self.assertRegex(verdict, rf"(?s)\A{row.verdict}\Z")
-        self.assertEqual(verdict == "passed", row.verdict == "passed")
-        told = f"\n  {name}: {verdict.splitlines()[0]}" in over.said
-        self.assertEqual(told, verdict != "passed")
+        over = managed_all()
+        self.assert_checked(over, name, f"(?s:{row.verdict})")
+        has_passed = over.report["checks"][name] == "passed"
+        self.assertEqual(has_passed, row.verdict == "passed")
 
     def test_success(self) -> None:
         """They may write there: the configured database stays as it is."""

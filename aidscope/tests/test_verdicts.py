@@ -24,7 +24,6 @@ from aidscope.tests.support import (
     LOADS,
     NUMBERS,
     READS,
-    SECRET,
     Case,
     Ended,
     Place,
@@ -300,20 +299,7 @@ IN_SAME_LOCALE = (
 )
 
 
-class LoadCase(Case):
-    """A backup that is whole is loaded."""
-
-    def assert_raised(
-        self, verdict: Exception | None, kind: type[Exception], *parts: str
-    ) -> None:
-        """The load has raised what is of the kind, and says these parts, and no row."""
-        self.assertIsInstance(verdict, kind)
-        for part in parts:
-            self.assertIn(part, str(verdict))
-        self.assertNotIn(SECRET, str(verdict))
-
-
-class BadCase(LoadCase):
+class BadCase(Case):
     """A backup is damaged; so it is bad, unless its place can have caused the error."""
 
     patterns: tuple[str, ...]
@@ -601,7 +587,7 @@ IN_THE_WAY = (
 )
 
 
-class HealthyCase(LoadCase):
+class HealthyCase(Case):
     """A backup is healthy, but cannot be restored here: it could not be judged."""
 
     def judge(self, row: Healthy) -> None:
@@ -718,7 +704,7 @@ GERMAN = (
 )
 
 
-class WordsTests(LoadCase, table=WORDS):
+class WordsTests(Case, table=WORDS):
     """Codes decide, not words; and no value of a row is shown."""
 
     def judge(self, row: Told) -> None:
