@@ -1759,7 +1759,9 @@ class Reading:
         Most rows are read by the thousand, as each line costs its time.
         """
         ahead = self.file.peek()
-        last = ahead.find(b"\n" + END_OF_DATA)
+        last = -1
+        if b"\\" in ahead:  # a byte is found forty times faster than four
+            last = ahead.find(b"\n" + END_OF_DATA)
         if last < 0:
             last = ahead.rfind(b"\n")
         if last < 0 or ahead.startswith(END_OF_DATA):
@@ -1770,7 +1772,7 @@ class Reading:
         """Note what no row of a whole block has."""
         if b"\0" in rows:
             self.has_zeros = True
-        if b"; Type: TABLE DATA; " in rows:
+        if b";" in rows and b"; Type: TABLE DATA; " in rows:  # as above
             for row in rows.split(b"\n"):
                 entry = ENTRY.match(row, 0, LONGEST_ENTRY)
                 if entry and entry[2] == b"TABLE DATA":
