@@ -1504,9 +1504,9 @@ LONGEST_ENTRY = 2**13  # bytes of its comment
 # A body begins its line: "    AS $_$", and ends by $_$ again. What a line has left
 # open is put before the next one, so that \A holds for that, too.
 BODY = rb"\A    AS (\$\w*\$)"
-# Bodies, texts and names that end where they begin: 'it''s', "a b"
-CLOSED = re.compile(rb"""(?s)%b.*?\1|'[^']*'|"[^"]*["]""" % BODY)
-QUOTE = re.compile(rb"""['"]|\Z""")
+# What has an end in a line: a body, then texts and names such as 'it''s', "a b"
+CLOSED_BODY = rb"(?s)(?:%b.*?\1|(?!%b))" % (BODY, BODY)
+CLOSED = re.compile(rb"""%b(?>(?:[^'"]+|'[^']*'|"[^"]*["])*)""" % CLOSED_BODY)
 # Kinds in which a quote opens nothing.
 WITHOUT_TEXTS = ("", BEHIND, "BLOBS")
 # COPY public.film (id, name) FROM stdin;
@@ -1653,10 +1653,6 @@ class Reading:
         kind = self.entry.kind
         if kind == BEHIND and re.match(SQL_LINE, line):
             self.has_sql_behind = True
-        if kind == "TABLE DATA" and line.startswith((b"INSERT INTO ", b"\t(")):
-            self.has_inserts = True
-            if is_whole_insert(line):  # of which there may be millions
-                return
         if self.noted["CR LF"]:  # behind it, nothing is as it was
             return
         self.end_texts(line)
@@ -1675,6 +1671,8 @@ class Reading:
             self.begin(Entry("", self.line))
         elif what == "footer":
             self.begin(Entry(BEHIND, self.line - 1))
+        elif kind == "TABLE DATA" and line.startswith(b"INSERT "):
+            self.has_inserts = True
         elif kind == "TABLE DATA" and line.startswith(b"COPY "):
             self.take_block(line)
         elif kind == "SEQUENCE SET" and what == "setval":
@@ -1843,21 +1841,12 @@ class Reading:
 NOTHING = Reading(io.BytesIO())
 
 
-def is_whole_insert(line: bytes) -> bool:
-    """Whether a line of an INSERT leaves nothing open; others are looked at closely."""
-    return (
-        line.endswith((b";\n", b",\n"))
-        and line.count(b"'") % 2 == 0
-        and b'"' not in line
-        and not line.startswith(b"INSERT INTO pg_catalog")
-    )
-
-
 def opened_in(text: bytes) -> bytes:
     """The quote of what is begun in a text and has no end in it, or none."""
-    rest = CLOSED.sub(b"", text)
-    opened = re.match(BODY, rest) or QUOTE.search(rest)
-    return opened[0]
+    closed = CLOSED.match(text)
+    if not closed:
+        return re.match(BODY, text)[0]
+    return text[closed.end() :][:1]
 
 
 def codec_of(encoding: str) -> str:
