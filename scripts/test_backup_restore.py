@@ -1484,7 +1484,6 @@ def require_differences_seen(restored: Database, found: Contents) -> None:
 LONGEST = 2**20  # bytes of a piece of a line: a row may have 200 MB
 AT_ONCE = 2**17  # bytes that are read: more are slower, as they fit in no cache
 END_OF_DATA = b"\\.\n"
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # which psql skips
 BEHIND = "behind the end"  # the kind of what stands behind a footer
 # INSERT INTO ..., but no comment, and no \unrestrict
 SQL_LINE = rb"(?!--|\\)\s*\S"
@@ -1561,10 +1560,10 @@ ROLES = rb"%b|%b(%b(?:, %b)*)" % (NO_ROLE, BEFORE_ROLES, NAME, NAME)
 class Entry:
     """What pg_dump writes about one object; no kind: before the first."""
 
-    kind: str
     line: int  # where its comment begins
-    schema: str = ""
     name: str = ""
+    kind: str = ""
+    schema: str = ""
     owner: str = ""
 
     @property
@@ -1586,7 +1585,7 @@ class Reading:
         self.beginning = self.file.peek()
         self.line = 0  # the number of the one that was read last
         self.codec = "utf-8"
-        self.entry = Entry("", 1)
+        self.entry = Entry(1)
         self.entries = [self.entry]
         self.rows: Counter[str] = Counter()  # table -> how many in its block
         self.sequences: set[Line] = set()  # a sequence, and its value
@@ -1602,10 +1601,8 @@ class Reading:
         self.swallowed: set[str] = set()  # tables whose data lie in another's
         self.problems: Lines = []
         self.last = b""  # the piece that was read last
-        before = b""
         for line in iter(self.piece, b""):
-            self.take(line.removeprefix(BYTE_ORDER_MARK), before)
-            before = self.last
+            self.take(line)
         self.finish()
 
     @property
@@ -1648,7 +1645,7 @@ class Reading:
         self.last = piece
         return piece
 
-    def take(self, line: bytes, before: bytes) -> None:
+    def take(self, line: bytes) -> None:
         """Note what a line tells, and read on to the end of what it begins."""
         kind = self.entry.kind
         if kind == BEHIND and re.match(SQL_LINE, line):
@@ -1661,16 +1658,13 @@ class Reading:
             return
         what, _ = TELLING[match.lastindex - 1]
         self.note(what, self.text(match[match.lastindex]))
-        entry = None
-        if what == "entry" and before.startswith(b"--"):
-            entry = ENTRY.match(line, 0, LONGEST_ENTRY)
-        if entry:
-            name, of_kind, schema, owner = map(self.text, entry.groups())
-            self.begin(Entry(of_kind, self.line - 1, schema, name, owner))
+        if what == "entry":
+            for entry in self.entries_in(line):
+                self.begin(entry)
         elif what == "header":
-            self.begin(Entry("", self.line))
+            self.begin(Entry(self.line))
         elif what == "footer":
-            self.begin(Entry(BEHIND, self.line - 1))
+            self.begin(Entry(self.line - 1, kind=BEHIND))
         elif kind == "TABLE DATA" and line.startswith(b"INSERT "):
             self.has_inserts = True
         elif kind == "TABLE DATA" and line.startswith(b"COPY "):
@@ -1679,6 +1673,13 @@ class Reading:
             self.take_sequence()
         elif what in ("roles", "on database"):
             self.take_roles(line + self.last)  # its end, if a name has a line feed
+
+    def entries_in(self, lines: bytes) -> Iterator[Entry]:
+        """The entries of which the comments stand in these lines."""
+        for line in lines.split(b"\n"):
+            comment = ENTRY.match(line, 0, LONGEST_ENTRY)
+            if comment:
+                yield Entry(self.line - 1, *map(self.text, comment.groups()))
 
     def end_texts(self, line: bytes) -> None:
         """Read on to the end of a line, and of a text or name that it has begun.
@@ -1771,11 +1772,9 @@ class Reading:
         if b"\0" in rows:
             self.has_zeros = True
         if b";" in rows and b"; Type: TABLE DATA; " in rows:  # as above
-            for row in rows.split(b"\n"):
-                entry = ENTRY.match(row, 0, LONGEST_ENTRY)
-                if entry and entry[2] == b"TABLE DATA":
-                    schema, name = self.text(entry[3]), self.text(entry[1])
-                    self.swallowed.add(f"{schema}.{name}")
+            for entry in self.entries_in(rows):
+                if entry.kind == "TABLE DATA":
+                    self.swallowed.add(entry.full_name)
 
     def take_sequence(self) -> None:
         """Note the value of a sequence."""
@@ -1795,7 +1794,7 @@ class Reading:
     def finish(self) -> None:
         """Note what is missing."""
         last = self.entry.kind
-        self.begin(Entry(BEHIND, self.line + 1))
+        self.begin(Entry(self.line + 1, kind=BEHIND))
         self.finish_tables()
         parts = self.noted["header"].total()
         for is_so, problem in [
