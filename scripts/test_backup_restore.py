@@ -1512,41 +1512,43 @@ WITHOUT_TEXTS = ("", BEHIND, "BLOBS")
 COPY_END = b" FROM stdin;\n"
 # SELECT pg_catalog.setval('public.film_id_seq', 1000, true);
 SETVAL_END = rb".*', (-?\d+), (true|false)\);\n"
-# What the beginning of a line tells, with a value; the commonest come first.
-TELLING = (
-    ("data", rb"(?:INSERT INTO|COPY) (pg_catalog|)"),
-    ("made", rb"SELECT pg_catalog\.lo_(create)\("),
-    ("filled", rb"SELECT pg_catalog\.lo_(open)\("),
-    ("entry", rb"-- (Data for |Statistics for |)Name: "),
-    ("setval", rb"SELECT pg_catalog\.(setval)\("),
+# The beginning of a line -> what it tells, with the value in its group; the
+# commonest come first.
+TELLING = {
+    rb"(?:INSERT INTO|COPY) (pg_catalog|)": "data",
+    rb"SELECT pg_catalog\.lo_(create)\(": "made",
+    rb"SELECT pg_catalog\.lo_(open)\(": "filled",
+    rb"-- (Data for |Statistics for |)Name: ": "entry",
+    rb"SELECT pg_catalog\.(setval)\(": "setval",
     # GRANT CONNECT ON DATABASE live TO anna;
-    ("on database", rb"(COMMENT|SECURITY LABEL FOR \S+) ON DATABASE "),
-    ("on database", rb"(GRANT|REVOKE) [A-Z, ]+ ON DATABASE "),
+    rb"(COMMENT|SECURITY LABEL FOR \S+) ON DATABASE ": "on database",
+    rb"(GRANT|REVOKE) [A-Z, ]+ ON DATABASE ": "on database",
     # Lines that may name roles, see ROLES:
-    ("roles", rb"(GRANT|REVOKE|ALTER DEFAULT PRIVILEGES|CREATE POLICY) "),
-    ("roles", rb"(CREATE USER MAPPING|SET SESSION AUTHORIZATION) "),
+    rb"(GRANT|REVOKE|ALTER DEFAULT PRIVILEGES|CREATE POLICY) ": "roles",
+    rb"(CREATE USER MAPPING|SET SESSION AUTHORIZATION) ": "roles",
     # -- Dumped by pg_dump version 15.20 (Debian 15.20-0+deb12u1)
-    ("version", rb"-- Dumped (?:from database|by pg_dump) version (\d+)"),
-    ("CR LF", rb"-- PostgreSQL database dump(\r)\n"),
+    rb"-- Dumped (?:from database|by pg_dump) version (\d+)": "version",
+    rb"-- PostgreSQL database dump(\r)\n": "CR LF",
     # -- Started on 2026-11-29 00:25:26 UTC
-    ("started", rb"-- Started on (\d+-\d\d-\d\d \d\d:\d\d:\d\d)"),
-    ("footer", rb"-- PostgreSQL database dump (complete)"),
-    ("header", rb"-- PostgreSQL database (dump)"),
-    ("cluster", rb"-- PostgreSQL database (cluster) dump"),
-    ("UTF-16", rb"(\xff\xfe|\xfe\xff)"),
-    ("restrict", rb"\\(restrict) "),
-    ("encoding", rb"SET client_encoding = '(\w+)'"),
-    ("tablespace", rb"SET default_tablespace = ([^'].*);"),
-    ("row security", rb"SET row_security = (on)"),
-    ("locale", rb"CREATE DATABASE .* TEMPLATE = template0( .*?)(?: TABLESP.*)?;"),
-    ("public", rb'CREATE SCHEMA "?(public)"?;'),
-    ("server", rb"(?:CREATE|ALTER|DROP) (ROLE|USER|GROUP|DATABASE|SYSTEM) (?!MAPP)"),
-    ("server", rb"(?:CREATE|ALTER|DROP) (TABLESPACE) "),
+    rb"-- Started on (\d+-\d\d-\d\d \d\d:\d\d:\d\d)": "started",
+    rb"-- PostgreSQL database dump (complete)": "footer",
+    rb"-- PostgreSQL database (dump)": "header",
+    rb"-- PostgreSQL database (cluster) dump": "cluster",
+    rb"(\xff\xfe|\xfe\xff)": "UTF-16",
+    rb"\\(restrict) ": "restrict",
+    rb"SET client_encoding = '(\w+)'": "encoding",
+    rb"SET default_tablespace = ([^'].*);": "tablespace",
+    rb"SET row_security = (on)": "row security",
+    rb"CREATE DATABASE .* TEMPLATE = template0( .*?)(?: TABLESP.*)?;": "locale",
+    rb'CREATE SCHEMA "?(public)"?;': "public",
+    rb"(?:CREATE|ALTER|DROP) (ROLE|USER|GROUP|DATABASE|SYSTEM) (?!MAPP)": "server",
+    rb"(?:CREATE|ALTER|DROP) (TABLESPACE|SUBSCRIPTION) ": "server",
     # What --clean writes before the first entry:
-    ("drop", rb"(DROP |ALTER .* DROP |ALTER .* DETACH |CREATE OR REPLACE VIEW )"),
-    ("drop", rb"(SELECT pg_catalog\.lo_unlink\(|SELECT CASE WHEN EXISTS)"),
-)
-TELLS = re.compile(b"|".join(pattern for _, pattern in TELLING))
+    rb"(DROP |ALTER .* DROP |ALTER .* DETACH |CREATE OR REPLACE VIEW )": "drop",
+    rb"(SELECT pg_catalog\.lo_unlink\(|SELECT CASE WHEN EXISTS)": "drop",
+}
+TELLS = re.compile(b"|".join(TELLING))
+TOLD = tuple(TELLING.values())
 # Roles that a line names, beside the owners in comments: what is passed over, what
 # stands before them, and both.
 # ALTER DEFAULT PRIVILEGES FOR ROLE anna GRANT SELECT ON TABLES TO "Ben";
@@ -1656,7 +1658,7 @@ class Reading:
         match = TELLS.match(line)
         if not match:
             return
-        what, _ = TELLING[match.lastindex - 1]
+        what = TOLD[match.lastindex - 1]
         self.note(what, self.text(match[match.lastindex]))
         if what == "entry":
             for entry in self.entries_in(line):
@@ -2459,11 +2461,8 @@ def require_loadable(reading: Reading, server: Database) -> None:
     newest = reading.versions[-1]
     here = server.programs.major
     foreign = reading.named("FOREIGN TABLE") & reading.named("TABLE DATA")
-    beyond = ""
-    if not server.private:
-        beyond = ", ".join(sorted(reading.noted["server"]))
-    if not server.private and reading.named("SUBSCRIPTION"):
-        beyond = "SUBSCRIPTION"  # which keeps its database from being dropped
+    # A subscription, too: it keeps its database from being dropped.
+    beyond = ", ".join(sorted(reading.noted["server"]))
     for is_so, fact, hint in [
         (
             newest > here,
@@ -2486,7 +2485,7 @@ def require_loadable(reading: Reading, server: Database) -> None:
             "pg_dump writes nothing of the kind: find out who did",
         ),
         (
-            beyond,
+            beyond and not server.private,
             f"it changes more than its database: {beyond}",
             "use a private server: --throwaway",
         ),
