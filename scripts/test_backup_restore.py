@@ -1597,9 +1597,9 @@ class Reading:
         self.has_inserts = False  # in place of COPY
         self.has_zeros = False
         self.has_sql_behind = False  # behind a footer
-        self.filled: set[int] = set()  # lines of entries with a COPY block
+        self.filled: set[Entry] = set()  # those with a COPY block
         self.blocks: set[tuple[str, bytes]] = set()  # a table, and its COPY
-        self.left_out: dict[int, int] = {}  # line of an entry -> from where on
+        self.left_out: dict[Entry, int] = {}  # -> from which line on
         self.swallowed: set[str] = set()  # tables whose data lie in another's
         self.problems: Lines = []
         self.last = b""  # the piece that was read last
@@ -1652,8 +1652,6 @@ class Reading:
         kind = self.entry.kind
         if kind == BEHIND and re.match(SQL_LINE, line):
             self.has_sql_behind = True
-        if self.noted["CR LF"]:  # behind it, nothing is as it was
-            return
         self.end_texts(line)
         match = TELLS.match(line)
         if not match:
@@ -1702,22 +1700,22 @@ class Reading:
 
     def note(self, what: str, value: str) -> None:
         """Note what was told, or that it is about the server: not to be loaded."""
-        line = self.entry.line
+        entry = self.entry
         if what == "encoding":
             self.codec = codec_of(value)
         if what == "on database":
-            self.left_out[line] = line
-        elif what in ("drop", "server") and not self.entry.kind:
-            self.left_out.setdefault(line, self.line)  # from here on
-        elif what != "server" or line not in self.left_out:
+            self.left_out[entry] = entry.line
+        elif what in ("drop", "server") and not entry.kind:
+            self.left_out.setdefault(entry, self.line)  # from here on
+        elif what != "server" or entry not in self.left_out:
             self.noted[what][value] += 1
 
     def begin(self, entry: Entry) -> None:
         """Begin an entry."""
         # pg_dump writes the database first, and what is of it right behind.
-        is_early = not self.entry.kind or self.entry.line in self.left_out
+        is_early = not self.entry.kind or self.entry in self.left_out
         if is_early and entry.kind in ("DATABASE", "DATABASE PROPERTIES"):
-            self.left_out[entry.line] = entry.line
+            self.left_out[entry] = entry.line
         if entry.owner not in ("", "-"):
             self.roles.add(entry.owner)
         self.entries.append(entry)
@@ -1740,7 +1738,7 @@ class Reading:
         if block in self.blocks:
             self.problems.append(f"{table}: its data are there twice")
         self.blocks.add(block)
-        self.filled.add(self.entry.line)
+        self.filled.add(self.entry)
         rows = 0
         before = self.last
         for piece in iter(self.rows_ahead, b""):
@@ -1831,7 +1829,7 @@ class Reading:
     def finish_tables(self) -> None:
         """Note whose data are missing, though the entry is there, or swallowed."""
         for entry in self.entries:
-            is_filled = entry.line in self.filled or self.has_inserts
+            is_filled = entry in self.filled or self.has_inserts
             if entry.kind == "TABLE DATA" and self.filled and not is_filled:
                 self.problems.append(f"{entry.thing}: missing")
         for table in self.swallowed & self.tables_without_data:
@@ -2643,8 +2641,8 @@ def without_left_out(stream: File, reading: Reading, run: Run) -> Iterator[File]
         return
     script = ""
     for entry, following in pairwise(reading.entries):
-        if entry.line in reading.left_out:
-            first = reading.left_out[entry.line]
+        if entry in reading.left_out:
+            first = reading.left_out[entry]
             last = following.line - 1
             script += f"{first},{last}{{/{KEPT}/!s/.*//;}}\n"
     with run.started("sed", "-E", script, stdin=stream, stdout=PIPE) as sed:
@@ -2783,7 +2781,7 @@ def names_of_objects(reading: Reading) -> set[str]:
     for entry in reading.entries:
         name = entry.thing.replace('"', "")
         # A header and a footer have no schema, not even "-".
-        is_loaded = entry.schema and entry.line not in reading.left_out
+        is_loaded = entry.schema and entry not in reading.left_out
         if is_loaded and not re.match(UNMATCHED, name):
             names.add(name)
     return names
@@ -2812,12 +2810,11 @@ def not_told(
     """What an existing backup cannot be asked, and why."""
     what = "values, definitions, owners and rights"
     reasons = {what: "an existing backup has no source"}
-    for entry in reading.entries:
-        if entry.line in reading.left_out:
-            what = entry.thing
-            if not entry.kind:
-                what = "what --clean drops"
-            reasons[what] = "not loaded: it is about the server, or not there"
+    for entry in reading.left_out:
+        what = entry.thing
+        if not entry.kind:
+            what = "what --clean drops"
+        reasons[what] = "not loaded: it is about the server, or not there"
     for thing in not_filled(reading, found):
         reasons[thing] = "the backup holds no data of it"
     for is_so, what, reason in [
