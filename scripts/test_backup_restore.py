@@ -1004,7 +1004,7 @@ class Contents:
     reasons: Words  # object -> why no backup carries it as it is
     extensions: Words  # table or sequence -> the extension that has it
     roots: Words  # partition -> the table at the top, where its rows count
-    moved: Things = frozenset()  # whose facts changed meanwhile
+    moved: Things = frozenset()  # whose facts changed meanwhile, or are not told
     altered: Things = frozenset()  # whose definitions did
 
     @cached_property
@@ -2424,14 +2424,20 @@ def ends_well(path: Path) -> bool:
     return len(rest) >= 512 and not rest.strip(b"\0")
 
 
-def said_by(reading: Reading, roots: Words) -> set[Line]:
-    """What a backup says of tables and sequences, as facts say it."""
+def told_facts(reading: Reading, contents: Contents) -> set[Line]:
+    """The facts of a database, but with what a backup says of rows and sequences."""
     rows = Counter({LARGE_OBJECTS: reading.noted["made"].total()})
     if not reading.has_inserts:  # whose rows are not counted
         for table, count in reading.rows.items():
-            rows[roots.get(table, table)] += count
-    said = {(table, f"{count} rows") for table, count in rows.items()}
-    return said | reading.sequences
+            rows[contents.roots.get(table, table)] += count
+    told = set(reading.sequences)
+    for thing, text in contents.facts:
+        is_uncounted = reading.has_inserts and thing.startswith("table ")
+        if is_uncounted or not re.fullmatch(SAID, text):
+            told.add((thing, text))
+        elif text.endswith(" rows"):
+            rows[thing] += 0  # none, where the backup says nothing
+    return told | {(thing, f"{count} rows") for thing, count in rows.items()}
 
 
 def problems_of_source(reading: Reading, backup: Backup) -> Lines:
@@ -2440,16 +2446,13 @@ def problems_of_source(reading: Reading, backup: Backup) -> Lines:
     contents = backup.contents
     foreign = {f"table {name}" for name in reading.named("FOREIGN TABLE")}
     uncounted = contents.moved | foreign
-    facts = without(contents.facts, uncounted)
-    had = {line for line in facts if re.fullmatch(SAID, line[1])}
-    if reading.has_inserts:  # whose rows are not counted
-        had = {line for line in had if not line[0].startswith("table ")}
-    said = without(said_by(reading, contents.roots), uncounted)
-    problems = list(map(str, unaccepted(differences(had, said), run)))
+    had = without(contents.facts, uncounted)
+    told = without(told_facts(reading, contents), uncounted)
+    problems = list(map(str, unaccepted(differences(had, told), run)))
     if problems and run.options.live:
         problems.insert(0, "if a table was truncated beside the dump, run again")
-    alike = {text for _, text in had & said} - {"0 rows"}
-    if problems and not alike:
+    alike = {text for _, text in had & told if re.fullmatch(SAID, text)}
+    if problems and alike <= {"0 rows"}:
         problems.insert(0, ELSEWHERE)
     return problems
 
@@ -2759,20 +2762,14 @@ def expected_of_existing(
     # SQL behind the end may have changed all.
     if backup.format == UNREAD or reading.has_sql_behind:
         return found
-    facts = said_by(reading, found.roots)
-    said = {thing for thing, _ in facts}
-    for thing, text in found.facts:
-        is_counted = text.endswith(" rows") and not reading.has_inserts
-        if thing not in said and is_counted:
-            facts.add((thing, "0 rows"))
-        elif thing not in said or not re.fullmatch(SAID, text):
-            facts.add((thing, text))
+    facts = told_facts(reading, found)
     for view in reading.named("MATERIALIZED VIEW DATA"):
         facts.add((f"rows of materialized view {view}", "made"))
     if reading.versions[0] >= OLDEST_NAMES:
         names = {(name, "") for name in names_of_objects(reading)}
         facts.update(names - found.definitions)
-    return replace(found, facts=facts, extensions={})
+    moved = not_filled(reading, found)
+    return replace(found, facts=facts, moved=moved, extensions={})
 
 
 def names_of_objects(reading: Reading) -> set[str]:
@@ -2792,21 +2789,18 @@ def not_compared(
 ) -> Words:
     """What is not compared, and why."""
     reasons = dict(sorted(expected.reasons.items()))
+    reason = "it changed meanwhile"
+    if not backup.source:
+        reasons.update(not_told(backup, reading))
+        reason = "the backup holds no data of it"
+    for thing in sorted(expected.moved | expected.altered):
+        reasons[thing] = reason
     for thing in other_extensions(expected, found):
         reasons[thing] = "an extension's, which may be of another version here"
-    if backup.source:
-        for thing in sorted(expected.moved | expected.altered):
-            reasons[thing] = "it changed meanwhile"
-    else:
-        reasons.update(not_told(backup, reading, found))
     return reasons
 
 
-def not_told(
-    backup: Backup,
-    reading: Reading,
-    found: Contents,
-) -> Words:
+def not_told(backup: Backup, reading: Reading) -> Words:
     """What an existing backup cannot be asked, and why."""
     what = "values, definitions, owners and rights"
     reasons = {what: "an existing backup has no source"}
@@ -2815,8 +2809,6 @@ def not_told(
         if not entry.kind:
             what = "what --clean drops"
         reasons[what] = "not loaded: it is about the server, or not there"
-    for thing in not_filled(reading, found):
-        reasons[thing] = "the backup holds no data of it"
     for is_so, what, reason in [
         (backup.format == UNREAD, "the file", "its command alone reads it"),
         (reading.has_inserts, "numbers of rows", "there are INSERTs"),
@@ -2841,16 +2833,17 @@ def not_told(
     return reasons
 
 
-def not_filled(reading: Reading, found: Contents) -> list[str]:
+def not_filled(reading: Reading, found: Contents) -> Things:
     """Tables and sequences that a backup makes without what they held."""
-    sequences = reading.named("SEQUENCE") - reading.named("SEQUENCE SET")
-    things = [f"sequence {name}" for name in sequences]
+    filled = {sequence for sequence, _ in reading.sequences}
+    things = {thing for thing, _ in found.facts if thing.startswith("sequence ")}
+    things -= filled
     for name in reading.tables_without_data:
         table = f"table {name}"
         is_root = table in found.roots.values()  # whose partitions have all
         if (table, "0 rows") in found.facts and not is_root:
-            things.append(table)
-    return sorted(things)
+            things.add(table)
+    return frozenset(things)
 
 
 def insert_through_sequences(restored: Database) -> None:
