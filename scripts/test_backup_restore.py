@@ -1026,7 +1026,7 @@ DEFINITIONS = ("pg_dump", "--section=pre-data", "--section=post-data", "--no-blo
 # SET default_tablespace = '';
 OWNER_SET = r"ALTER .* OWNER TO (\"[^\"]*\"|[^\s\"';]+);"
 DEFAULT_SET = r"SET default_\w+ = (\"[^\"]*\"|''|\w+);"
-BEHIND_DEFINITION = rf"{OWNER_SET}|{DEFAULT_SET}|"
+BEHIND_DEFINITION = rf"(\n({OWNER_SET}|{DEFAULT_SET}|))+\Z"
 # Entries whose SQL may hold a password, and the texts in it.
 WITH_SECRETS = ("server ", "user mapping ", "subscription ", "foreign ")
 LITERAL = r"'(?:[^']|'')*'"
@@ -1343,22 +1343,19 @@ def contents_from(facts: list[Any], script: str = "") -> Contents:
 def definitions_in(script: str) -> set[Line]:
     """The names, the owners and the lines of the SQL of pg_dump's entries."""
     found = set()
-    definitions: Words = defaultdict(str)
     lines = script.split("\n")
     entries = Reading(io.BytesIO(encoded(script))).entries
     for entry, following in pairwise(entries):
+        thing = entry.thing
         # A header and a footer have no schema. That a view has its rows is a fact.
-        if entry.schema and entry.kind != "MATERIALIZED VIEW DATA":
-            found.add((entry.thing, f"owner: {entry.owner}"))
-            # Its comment has three lines; lines are counted from 1.
-            own = lines[entry.line + 2 : following.line - 1]
-            while own and re.fullmatch(BEHIND_DEFINITION, own[-1]):
-                own.pop()
-            # Two can have one comment, where names differ by a line feed.
-            definitions[entry.thing] += "\n".join(own).strip() + "\n"
-    for thing, sql in definitions.items():
+        if not entry.schema or entry.kind == "MATERIALIZED VIEW DATA":
+            continue
+        # Its comment has three lines; lines are counted from 1.
+        sql = "\n".join(lines[entry.line + 2 : following.line - 1])
+        sql = re.sub(BEHIND_DEFINITION, "", sql).strip()
         digest = hashlib.sha256(encoded(sql)).hexdigest()
         found.add((thing.replace('"', ""), ""))  # which some versions write
+        found.add((thing, f"owner: {entry.owner}"))
         found.add((thing, f"SQL with hash {digest[:16]}"))
         if thing.startswith(WITH_SECRETS):
             sql = re.sub(LITERAL, "'[REDACTED]'", sql)
