@@ -2013,7 +2013,6 @@ def written_backup(source: Database) -> "Backup":
         path,
         FORMATS[form],
         sha256,
-        written=time.time(),
         source=source,
         contents=found,
         seconds=seconds,
@@ -2149,7 +2148,7 @@ class Backup:
     path: Path
     format: Format
     sha256: str  # that was recorded for it, or ""
-    written: float  # seconds since 1970
+    written: float = 0  # seconds since 1970, of one that existed
     announced: Reading = NOTHING  # what the beginning of an existing one tells
     source: Database | None = None  # of a backup that this run has made
     contents: Contents | None = None  # of its source, when it was written
@@ -2190,8 +2189,7 @@ def members_of(path: Path) -> list[Path]:
 
 def size_of(path: Path) -> int:
     """The bytes of a backup, 0 where there is none."""
-    files = [file for file in members_of(path) if file.exists()]
-    return sum(file.stat().st_size for file in files)
+    return sum(size for _, size, _ in state_of(path))
 
 
 def state_of(path: Path | None) -> list[tuple[int, int, int]]:
