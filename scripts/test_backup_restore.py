@@ -1415,22 +1415,16 @@ def differences(expected: set[Line], found: set[Line]) -> list[Difference]:
     """The lines that one side lacks; of a thing that is lacking, its name."""
     apart = [Difference(thing, "expected", text) for thing, text in expected - found]
     apart += [Difference(thing, "found", text) for thing, text in found - expected]
-    kept = []
-    lacking = ""
-    for difference in sorted(apart):
-        # A name, which has no text, comes right before all that is said of it.
-        if difference.thing != lacking:
-            kept.append(difference)
-        if not difference.text:
-            lacking = difference.thing
-    return kept
+    # A name has no text.
+    lacking = {each.thing for each in apart if not each.text}
+    return sorted(each for each in apart if not each.text or each.thing not in lacking)
 
 
 def unaccepted(apart: list[Difference], run: Run) -> list[Difference]:
     """The differences that no --accept fits, redacted; the others are noted."""
-    apart = [Difference(*map(run.redacted, each)) for each in apart]
     rest = []
-    for difference in apart:
+    for each in apart:
+        difference = Difference(*map(run.redacted, each))
         line = difference.line
         fitting = [glob for glob in run.options.accept if fnmatchcase(line, glob)]
         if fitting:
@@ -2409,12 +2403,10 @@ def ends_well(path: Path) -> bool:
     try:
         with tarfile.open(path, mode="r:") as tar:
             tar.getmembers()
-            end = tar.offset
+            tar.fileobj.seek(tar.offset)
+            rest = tar.fileobj.read(LONGEST)
     except tarfile.TarError:
         return False
-    with path.open("rb") as file:
-        file.seek(end)
-        rest = file.read(LONGEST)
     # Old versions of pg_dump write one block of zeros, others two.
     return len(rest) >= 512 and not rest.strip(b"\0")
 
