@@ -252,10 +252,11 @@ class Drill:
             self.facts["backup_written"] = in_utc(backup.written)
         else:
             backup = rehearsed_backup(self.server, self.project)
-        if backup.source:
-            self.facts["seconds_to_back_up"] = round(backup.seconds, 3)
-        self.facts["format"] = backup.format.name
-        self.facts["bytes"] = size_of(self.options.backup or backup.path)
+        self.facts.update(
+            seconds_to_back_up=backup.seconds,
+            format=backup.format.name,
+            bytes=size_of(self.options.backup or backup.path),
+        )
         return backup
 
     @cached_property
@@ -267,8 +268,8 @@ class Drill:
             server, _ = self.starting  # of which no more is needed here
         with self.unchanged():
             reading, sha256 = validated_reading(backup, server)
-        self.facts["sha256"] = sha256
-        self.facts["roles_needed"] = sorted(reading.roles - {"PUBLIC"})
+        roles = sorted(reading.roles - {"PUBLIC"})
+        self.facts.update(sha256=sha256, roles_needed=roles)
         age = time.time() - backup.written
         if self.options.max_age and age < -60:
             fact = "the time of the backup is in the future"
@@ -307,7 +308,7 @@ class Drill:
             defining = self.enter(loading_reference(reference, backup.contents))
         if not self.options.restore_command:
             seconds = load_backup(backup, reading, restored)
-        self.facts["seconds_to_restore"] = round(seconds, 3)
+        self.facts["seconds_to_restore"] = seconds
         if backup.source:
             defining.wait()
             definitions = self.enter(reference.started(*DEFINITIONS))
@@ -605,9 +606,9 @@ class Program:
     def wait(self) -> float:
         """The seconds since its start, once it has ended well; raises if it does not."""
         status = self.popen.wait()
-        seconds = monotonic() - self.began
+        seconds = round(monotonic() - self.began, 3)
         most = self.timer.interval
-        if status < 0 and seconds > most:
+        if status < 0 and seconds >= most:
             fact = f"{self.name} did not end within {most:g} s"
             hint = "allow more time with --timeout, unless somebody holds a lock"
             raise NotJudged(fact, hint)
@@ -2140,7 +2141,7 @@ class Backup:
     announced: Reading = NOTHING  # what the beginning of an existing one tells
     source: Database | None = None  # of a backup that this run has made
     contents: Contents | None = None  # of its source, when it was written
-    seconds: float = 0  # that this took
+    seconds: float | None = None  # that this took
 
     @property
     def like(self) -> Database | Reading:
@@ -2607,11 +2608,15 @@ def loading(
         with restored.started("pg_restore", *words) as pg_restore:
             yield pg_restore
         return
-    words = ("-1", *protection(reading, restored), "-f", "-")
+    words = ["-1"]
+    commands = output_of(restored.programs.started("psql", "--help=commands"))
+    # Then a backup can give psql no command.
+    if "\\restrict" in commands and not reading.noted["restrict"]:
+        words += ["-c", f"\\restrict {os.urandom(16).hex()}"]
     with (
         backup.sql(restored.programs) as (stream, makers),
         without_left_out(stream, reading, restored.run) as sql,
-        restored.started("psql", *PSQL, *words, stdin=sql) as psql,
+        restored.started("psql", *PSQL, *words, "-f", "-", stdin=sql) as psql,
     ):
         yield psql
         wait_for(*makers)
@@ -2632,16 +2637,6 @@ def without_left_out(stream: File, reading: Reading, run: Run) -> Iterator[File]
     with run.started("sed", "-E", script, stdin=stream, stdout=PIPE) as sed:
         yield sed.popen.stdout
         sed.wait()
-
-
-def protection(reading: Reading, restored: Database) -> Lines:
-    """psql's words that let a backup without a \\restrict give no command."""
-    if reading.noted["restrict"]:
-        return []
-    commands = output_of(restored.programs.started("psql", "--help=commands"))
-    if "\\restrict" not in commands:
-        return []
-    return ["-c", f"\\restrict {os.urandom(16).hex()}"]
 
 
 def loading_reference(reference: Database, contents: Contents) -> Context:
