@@ -2480,7 +2480,7 @@ def require_loadable(reading: Reading, server: Database) -> None:
 def require_damage_seen(beginning: bytes) -> None:
     """Raise NotJudged unless a cut backup and a flipped bit are seen."""
     control = "the drill's own control failed"
-    before_end, _, _ = beginning.partition(b"-- PostgreSQL database dump complete")
+    before_end = beginning.split(b"-- PostgreSQL database dump complete")[0]
     cut = before_end[: len(before_end) // 2]
     if not Reading(io.BytesIO(cut)).problems:
         raise NotJudged(control, "the reader took a cut backup for whole")
@@ -2742,13 +2742,12 @@ def expected_of_existing(
     for view in reading.named("MATERIALIZED VIEW DATA"):
         facts.add((f"rows of materialized view {view}", "made"))
     if reading.versions[0] >= OLDEST_NAMES:
-        names = {(name, "") for name in names_of_objects(reading)}
-        facts.update(names - found.definitions)
+        facts.update(names_of_objects(reading) - found.definitions)
     moved = not_filled(reading, found)
     return replace(found, facts=facts, moved=moved, extensions={})
 
 
-def names_of_objects(reading: Reading) -> set[str]:
+def names_of_objects(reading: Reading) -> set[Line]:
     """The objects that a backup makes, as definitions name them."""
     names = set()
     for entry in reading.entries:
@@ -2756,7 +2755,7 @@ def names_of_objects(reading: Reading) -> set[str]:
         # A header and a footer have no schema, not even "-".
         is_loaded = entry.schema and entry not in reading.left_out
         if is_loaded and not re.match(UNMATCHED, name):
-            names.add(name)
+            names.add((name, ""))
     return names
 
 
