@@ -2305,16 +2305,15 @@ def recorded_sha256(path: Path) -> str:
     record = path.with_name(f"{path.name}.sha256")
     if not record.is_file():
         return ""
-    text = record.read_bytes().replace(b"\0", b"")  # as UTF-16 of PowerShell has
-    letter = rb"[\w.\x80-\xff-]"
-    name = re.escape(os.fsencode(path.name))
-    line = rb"(?m)^.*(?<!%b)%b(?!%b).*" % (letter, name, letter)
-    named = b"\n".join(re.findall(line, text)) or text
-    digests = set(re.findall(rb"\b[0-9a-f]{64}\b", named.lower()))
+    text = record.read_text("utf-8", "surrogateescape")
+    text = text.replace("\0", "")  # as UTF-16 of PowerShell has
+    line = rf"(?m)^.*(?<![\w.-]){re.escape(path.name)}(?![\w.-]).*"
+    named = "\n".join(re.findall(line, text)) or text
+    digests = set(re.findall(r"\b[0-9a-f]{64}\b", named.lower()))
     if len(digests) != 1:
         log.warning("%s tells no SHA-256 of %s", record, path.name)
         return ""
-    return digests.pop().decode()
+    return digests.pop()
 
 
 # --- Validation --------------------------------------------------------------
