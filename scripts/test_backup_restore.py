@@ -285,9 +285,8 @@ class Drill:
         if self.options.rehearsal:
             with step("use the restored database"):
                 insert_through_sequences(restored)
-        fact = "the restore took too long"
         seconds = self.facts["seconds_to_restore"]
-        self.evidence.require_limit("max_restore", fact, seconds)
+        self.evidence.require_limit("max_restore", "the restore took too long", seconds)
         require_checks(restored, self.project, self.facts["checks"])
 
     def loaded(self) -> tuple["Database", "Program | None"]:
@@ -2506,7 +2505,7 @@ SELECT DISTINCT format('CREATE TABLESPACE %I LOCATION ''''', name)
   FROM json_array_elements_text(:'tablespaces') AS name
  WHERE name NOT IN (SELECT spcname FROM pg_tablespace) \gexec
 """
-EXISTS = "SELECT to_json(count(*)) FROM pg_database WHERE datname = :'name';"
+EXISTS = "SELECT 1 FROM pg_database WHERE datname = :'name';"
 # A warning that rights are left as they are:
 # psql:<stdin>:99: WARNING:  01006: no privileges could be revoked for "hstore"
 NO_RIGHTS = re.compile(r"^psql:.*?:\d+: \S+:  0100[67]:", re.MULTILINE)
@@ -2654,7 +2653,7 @@ def load_by_command(backup: Backup, restored: Database, project: "Project") -> f
     environment = command_environment(restored, project, backup.path)
     seconds = run_command(run, "restore command", command, environment, failed)
     server = replace(restored, name="postgres")
-    if server.ask(EXISTS, name=restored.name) == [0]:
+    if not server.ask(EXISTS, name=restored.name):
         raise failed(f"the restore command left no database {restored.name}")
     return seconds
 
