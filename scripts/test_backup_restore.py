@@ -85,6 +85,7 @@ import traceback
 import unittest
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Set as AbstractSet
 from contextlib import (
     AbstractContextManager,
     contextmanager,
@@ -109,7 +110,7 @@ log = logging.getLogger("backup_drill")
 Options = argparse.Namespace  # of the command line, see the last section
 Words = dict[str, str]
 Lines = list[str]
-Things = frozenset[str]
+Things = AbstractSet[str]
 Line = tuple[str, str]  # of contents: a thing, and what is so of it
 Command = tuple[str, ...]
 File = IO[bytes]
@@ -1403,7 +1404,7 @@ def other_extensions(expected: Contents, found: Contents) -> Things:
     """What is an extension's that has another version here."""
     versions = {*expected.extensions.values()} ^ {*found.extensions.values()}
     things = [*expected.extensions.items(), *found.extensions.items()]
-    return frozenset(thing for thing, version in things if version in versions)
+    return {thing for thing, version in things if version in versions}
 
 
 def without(lines: set[Line], things: Things) -> set[Line]:
@@ -1995,14 +1996,13 @@ def written_backup(source: Database) -> "Backup":
         sha256 = output_of(hashing(path, run))
         found = contents()
     after = source.ask(STATES_OF_SEQUENCES)
-    moved = frozenset(state[1] for state in before if state not in after)
-    found = replace(found, moved=moved)
+    moved = {state[1] for state in before if state not in after}
     return Backup(
         path,
         FORMATS[form],
         sha256,
         source=source,
-        contents=found,
+        contents=replace(found, moved=moved),
         seconds=seconds,
     )
 
@@ -2020,8 +2020,8 @@ def commanded_backup(source: Database, project: "Project") -> "Backup":
         raise BackupIsBad("the backup command wrote nothing to $BACKUP_FILE")
     with step("read the source again"):
         after = read_contents(source)
-    moved = things_apart(before.facts, after.facts)
-    altered = things_apart(before.definitions, after.definitions)
+    moved = {thing for thing, _ in before.facts ^ after.facts}
+    altered = {thing for thing, _ in before.definitions ^ after.definitions}
     if run.options.rehearsal:  # nobody else can have done it
         refuse("the backup command changed its source", sorted(moved | altered))
     backup = adopted_backup(path, run)
@@ -2032,12 +2032,6 @@ def commanded_backup(source: Database, project: "Project") -> "Backup":
         contents=replace(after, moved=moved, altered=altered),
         seconds=seconds,
     )
-
-
-def things_apart(before: set[Line], after: set[Line]) -> Things:
-    """What has changed."""
-    apart = differences(before, after)
-    return frozenset(each.thing for each in apart)
 
 
 # The SHA-256 of the files that stdin names, one after the other.
@@ -2816,7 +2810,7 @@ def not_filled(reading: Reading, found: Contents) -> Things:
         is_root = table in found.roots.values()  # whose partitions have all
         if (table, "0 rows") in found.facts and not is_root:
             things.add(table)
-    return frozenset(things)
+    return things
 
 
 def insert_through_sequences(restored: Database) -> None:
