@@ -109,6 +109,7 @@ __unittest = True  # unittest then shows our sentences without our frames
 log = logging.getLogger("backup_drill")
 Options = argparse.Namespace  # of the command line, see the last section
 Words = dict[str, str]
+Facts = dict[str, Any]  # the evidence, see there
 Lines = list[str]
 Things = AbstractSet[str]
 Line = tuple[str, str]  # of contents: a thing, and what is so of it
@@ -185,9 +186,7 @@ class Drill:
 
     def set_up(self) -> None:
         """Read the settings; find their server, or start a private one."""
-        run = self.enter(started_run(self.options))
-        self.evidence.left = run.left
-        self.facts["accepted"] = run.accepted
+        run = self.enter(started_run(self.options, self.facts))
         self.project = described_project(run)
         self.configured = None
         if self.options.live or not self.options.private:
@@ -450,7 +449,7 @@ def guarded(folder: Path) -> Iterator[int]:
 
 
 @contextmanager
-def started_run(options: Options) -> Iterator["Run"]:
+def started_run(options: Options, facts: Facts) -> Iterator["Run"]:
     """A run and its folder, which is gone after the block."""
     # Python's tempfile would silently leave a TMPDIR that is full or missing.
     parent = Path(environ.get("TMPDIR") or tempfile.gettempdir())
@@ -460,13 +459,12 @@ def started_run(options: Options) -> Iterator["Run"]:
         raise NotJudged("TMPDIR has a line feed in its name", "set another one")
     folder.mkdir(mode=0o700)
     with guarded(folder) as group:
-        run = Run(options, folder, group)
         try:
-            yield run
+            yield Run(options, folder, group, facts)
         finally:
             ignore_endings()
     if folder.exists():
-        run.left.append(str(folder))
+        facts["scratch_dropped"] = False
         log.warning("left behind: the folder of this run, %s", folder)
 
 
@@ -477,10 +475,8 @@ class Run:
     options: Options
     folder: Path  # for its files; its name begins those of its databases
     group: int  # of processes, led by a guard
+    facts: Facts = field(repr=False)  # the evidence
     secrets: Command = field(default=(), repr=False)
-    left: Lines = field(default_factory=list)  # what could not be removed
-    # Difference -> the --accept that it fits
-    accepted: Words = field(default_factory=dict)
 
     @cached_property
     def hidden(self) -> Lines:
@@ -954,7 +950,7 @@ def drop_databases(server: Database, purpose: str = "") -> None:
     for name, fate in fates:
         log.warning("%s: %s", fate, name)
         if fate != FROM_OTHERS:
-            server.run.left.append(name)
+            server.run.facts["scratch_dropped"] = False
 
 
 def made_database(
@@ -1428,7 +1424,7 @@ def unaccepted(apart: list[Difference], run: Run) -> list[Difference]:
         line = difference.line
         fitting = [glob for glob in run.options.accept if fnmatchcase(line, glob)]
         if fitting:
-            run.accepted[str(difference)] = fitting[0]
+            run.facts["accepted"][str(difference)] = fitting[0]
         else:
             rest.append(difference)
     return rest
@@ -3731,7 +3727,6 @@ class Evidence:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.sentence = ""  # of the first act that did not pass
-        self.left: Lines = []  # scratch work that could not be removed
         source = "a rehearsal"
         if options.live:
             source = "the configured database"
@@ -3739,7 +3734,7 @@ class Evidence:
             source = f"the backup {options.backup.name}"
         not_run = {"verdict": "not run", "seconds": None, "sentence": ""}
         names = re.findall(r"(?m)^  (\w+)", FACTS)
-        self.facts: dict[str, Any] = dict.fromkeys(names)
+        self.facts: Facts = dict.fromkeys(names)
         self.facts.update(
             version=2,
             verdict=PASSED,
@@ -3754,6 +3749,7 @@ class Evidence:
             not_compared=dict.fromkeys(NEVER_COMPARED, ""),
             accepted={},
             checks={},
+            scratch_dropped=True,  # as far as is known
         )
         for fact, variable in GITHUB.items():
             self.facts[fact] = environ.get(variable)
@@ -3798,7 +3794,6 @@ class Evidence:
         """Print the evidence; write the report; add to the job's summary."""
         facts = self.facts
         facts["finished"] = in_utc(time.time())
-        facts["scratch_dropped"] = not self.left
         used = facts["accepted"].values()
         facts["unused_accepts"] = [
             glob for glob in self.options.accept if glob not in used
@@ -3898,7 +3893,7 @@ def rows_of_tables(contents: Contents, kind: str = "table ") -> dict[str, int]:
     }
 
 
-def counts_of(contents: Contents) -> dict[str, Any]:
+def counts_of(contents: Contents) -> Facts:
     """How much a database holds, of what."""
     rows = rows_of_tables(contents)
     large_objects = rows_of_tables(contents, LARGE_OBJECTS)

@@ -109,12 +109,10 @@ def drilled(
         if not shared or judge.options.private:
             set_up(judge)
             return
-        run = replace(shared.run, options=judge.options, left=[], accepted={})
+        run = replace(shared.run, options=judge.options, facts=judge.facts)
         if "PATH" not in environment:
             # What it would find of the programs of the place.
             run.__dict__["installed"] = f"{here.bin}:pg_dump (PostgreSQL) {version()}"
-        judge.evidence.left = run.left
-        judge.facts["accepted"] = run.accepted
         judge.project = described(run)
         judge.configured = drill.configured_database(judge.project)
         judge.is_private = False
@@ -173,7 +171,7 @@ def working_server() -> drill.Database:
     Finalize(None, stack.close, exitpriority=2)  # before the server ends
     options, _ = drill.parsed(["--live", "--no-throwaway", "--timeout", "60"])
     with patch.dict(os.environ, TMPDIR=str(folder())):
-        run = stack.enter_context(drill.started_run(options))
+        run = stack.enter_context(drill.started_run(options, {}))
     found = drill.configured_database(project_on(run, server_of_tests()))
     stack.enter_context(drill.scratch_work(found))
     return found

@@ -409,7 +409,7 @@ class OrderTests(Case, table=ORDERS):
 
     def judge(self, row: Order) -> None:
         """Another server has another library, which may order otherwise."""
-        nothing = drill.Run(None, Path(), 0), "", {}, {}, None
+        nothing = drill.Run(None, Path(), 0, {}), "", {}, {}, None
         there = drill.Database(*nothing, locale=row.locale)
         here = replace(there, words={"host": "elsewhere"})
         backup = drill.Backup(Path(), drill.UNREAD, "", 0, announced=there)
