@@ -80,6 +80,7 @@ import shlex
 import shutil
 import tarfile
 import tempfile
+import textwrap
 import time
 import traceback
 import unittest
@@ -379,7 +380,7 @@ until rm -rf -- "$1" || [ $((tries += 1)) -gt 20 ]; do sleep 0.05; done
 end_strays KILL "=$1"
 kill -s KILL 0
 """
-MOST_SHOWN = 2**14  # bytes of what a team's command prints
+MOST_SHOWN = 2**14  # bytes of what a team's or the project's code prints
 GUARD_SECONDS = 60  # that it may take: the folder may be large
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # they ask for an end
 # PostgreSQL's programs get only these variables.
@@ -592,10 +593,12 @@ class Program:
         """What it has written to stderr, secrets included."""
         return text_of(self.errors)
 
-    def last_words(self) -> str:
-        """The end of what it has written."""
-        streams = (self.output, self.errors)
-        return "\n".join(text_of(stream, MOST_SHOWN) for stream in streams)
+    def show(self, *streams: File) -> None:
+        """Show, with --verbose, the end of what it has written."""
+        texts = [text_of(stream, MOST_SHOWN) for stream in streams]
+        words = self.run.redacted("\n".join(texts)).strip()
+        if words:
+            log.info("%s says:\n%s", self.name, textwrap.indent(words, "  "))
 
     def wait(self) -> float:
         """The seconds since its start, once it has ended well; raises if it does not."""
@@ -695,6 +698,7 @@ OF_WARNINGS = re.compile("0[01]|25001|25P01")
 FAULT = re.compile(r"^.*\b(?:error|FATAL|ERROR|PANIC): .*", re.MULTILINE)
 # psql:<stdin>:9: error: backslash commands are restricted; only \unrestrict ...
 RESTRICTED = re.compile(r"error: (backslash commands are r|\\unrestrict:)")
+MOST_LINES = 20  # of sentences that are shown together
 
 
 @dataclass(frozen=True)
@@ -767,11 +771,11 @@ def refuse(fact: str, sentences: Collection[object]) -> None:
         raise BackupIsBad(f"{fact}\n{indented(sentences)}")
 
 
-def indented(sentences: Iterable[object], most: int = 20) -> str:
+def indented(sentences: Iterable[object]) -> str:
     """The first sentences, a line each, and how many more there are."""
     lines = [f"  {sentence}" for sentence in sentences]
-    if len(lines) > most:
-        lines[most:] = [f"  ... and {len(lines) - most} more"]
+    if len(lines) > MOST_LINES:
+        lines[MOST_LINES:] = [f"  ... and {len(lines) - MOST_LINES} more"]
     return "\n".join(lines)
 
 
@@ -2990,15 +2994,8 @@ def answer_of(
         finally:
             # What is printed before the secrets are known is never shown.
             if words[0] == COMMAND:
-                log_words(program, program.said())
+                program.show(program.errors)
         return program.written()
-
-
-def log_words(program: Program, said: str) -> None:
-    """Show, with --verbose, what a program has said."""
-    lines = program.run.redacted(said).splitlines()
-    if lines:
-        log.info("%s says:\n%s", program.name, indented(lines[-100:], most=100))
 
 
 def answer(verb: str, *words: str) -> NoReturn:
@@ -3236,7 +3233,7 @@ def run_command(
             except ProgramFailed:
                 raise verdict_on_command(shell, failed) from None
             finally:
-                log_words(shell, shell.last_words())
+                shell.show(shell.output, shell.errors)
         running = programs_in(group, run)
         if running:
             time.sleep(1)  # the tee of a `> >(tee log)` ends a little later
