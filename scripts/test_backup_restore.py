@@ -3208,6 +3208,10 @@ ELSEWHERE = (
     " PG*, DATABASE_URL and MANAGE. Or are all data left out?"
 )
 NO_ROOM = "No space left on device"
+# A program in a group, with its process and the parent of that; no guard's, and
+# none that has ended, Z, though nobody has asked how:
+#    4711    4720    4719 S    pg_dump
+RUNNING = r"(?m)^ *{0} +(?!{0} )\d+ +(?!{0} )\d+ +(?!Z)\S+ +(.*\S)"
 
 
 def run_command(
@@ -3247,14 +3251,7 @@ def run_command(
 def programs_in(group: int, run: Run) -> Lines:
     """The programs in a process group, but for its guard's."""
     words = ("ps", "-A", "-o", "pgid=,pid=,ppid=,stat=,comm=")
-    names = []
-    for line in output_of(run.started(*words)).splitlines():
-        leader, process, parent, state, name = line.split(maxsplit=4)
-        is_guard = str(group) in (process, parent)
-        has_ended = state.startswith("Z")  # and nobody has asked how
-        if int(leader) == group and not is_guard and not has_ended:
-            names.append(name)
-    return names
+    return re.findall(RUNNING.format(group), output_of(run.started(*words)))
 
 
 def verdict_on_command(shell: Program, failed: type[Exception]) -> Exception:
