@@ -852,7 +852,7 @@ class Database:
     run: Run
     name: str
     words: Words = field(repr=False)  # libpq's, without dbname and password
-    environment: Words = field(repr=False)  # of programs, with the password
+    environment: Words = field(repr=False)  # libpq's variables, with the password
     programs: "Programs"
     version: str = ""  # of the server: 15.20
     major: int = 0
@@ -884,9 +884,10 @@ class Database:
         }
         if self.name:  # else a service names it
             words["dbname"] = self.name
-        encoding = "UTF8"
+        variables = {**base_environment(), **self.environment}
+        variables["PGCLIENTENCODING"] = "UTF8"
         if self.encoding == "SQL_ASCII":  # its bytes stay as they are
-            encoding = "SQL_ASCII"
+            variables["PGCLIENTENCODING"] = "SQL_ASCII"
         connection = [f"{word}={libpq_value(words[word])}" for word in words]
         return self.programs.started(
             program,
@@ -894,7 +895,7 @@ class Database:
             "--dbname",
             " ".join(connection),
             *arguments,
-            environment={**self.environment, "PGCLIENTENCODING": encoding},
+            environment=variables,
             **streams,
         )
 
@@ -3199,7 +3200,6 @@ def run_on_scratch_database(
 
 # Variables of libpq's that are not named for their word, as PGSSLMODE is.
 VARIABLES = {
-    "dbname": "PGDATABASE",
     "application_name": "PGAPPNAME",
     "connect_timeout": "PGCONNECT_TIMEOUT",
 }
@@ -3281,10 +3281,8 @@ def command_environment(
         for name in environ
         if not name.startswith("PG") and name != "DATABASE_URL"
     }
-    for name, value in database.environment.items():
-        if name.startswith("PG"):
-            variables[name] = value
-    for word, value in {**database.words, "dbname": database.name}.items():
+    variables.update(database.environment)
+    for word, value in {**database.words, "database": database.name}.items():
         name = "PG" + word.upper().replace("_", "")
         variables[VARIABLES.get(word, name)] = value
     variables["BACKUP_FILE"] = str(path)
@@ -3472,7 +3470,6 @@ def named_database(project: Project, programs: Programs) -> Database:
     words = dict(project.words)
     # The settings may leave words to variables.
     environment = {name: environ[name] for name in environ if name[:2] == "PG"}
-    environment.update(base_environment())
     if "password" in words:
         environment["PGPASSWORD"] = words.pop("password")
     name = words.pop("dbname", "")
@@ -3522,7 +3519,7 @@ def starting_server(project: Project, major: int) -> Iterator[tuple[Database, Pr
             "user": "postgres",
             "options": project.options,
         },
-        base_environment(),
+        {},
         programs,
         private=True,
     )
