@@ -789,11 +789,11 @@ def indented(sentences: Iterable[object]) -> str:
 PSQL = ("-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-v", "VERBOSITY=verbose")
 # Options of all our sessions: no timeout but ours; quotes as the backup is
 # read; and what lets the query of a killed client end.
-SETTINGS = """
- -c statement_timeout={timeout} -c lock_timeout=0 -c idle_session_timeout=0
- -c idle_in_transaction_session_timeout=0 -c default_transaction_read_only=off
- -c standard_conforming_strings=on -c client_connection_check_interval=500
-"""
+SETTINGS = (
+    "-c statement_timeout={timeout} -c lock_timeout=0 -c idle_session_timeout=0"
+    " -c idle_in_transaction_session_timeout=0 -c default_transaction_read_only=off"
+    " -c standard_conforming_strings=on -c client_connection_check_interval=500"
+)
 LONGEST_TIMEOUT = 2**31 - 1  # milliseconds, of PostgreSQL
 SCRATCH_NAME = f"^{MARK}[0-9a-f]{{16}}_(source|reference|restored)$"
 # A run that has scratch databases on a server of others holds a lock there, by the
@@ -867,8 +867,7 @@ class Database:
         ours = SETTINGS.format(timeout=min(timeout, LONGEST_TIMEOUT))
         if self.major >= 17:
             ours += " -c transaction_timeout=0"
-        theirs = self.words.get("options", "")
-        return " ".join([theirs, *ours.split()])
+        return f"{self.words.get('options', '')} {ours}"
 
     def started(
         self,
@@ -928,7 +927,7 @@ def values_in(text: str) -> list[Any]:
 
 def libpq_value(value: str) -> str:
     """A value in a connection string."""
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    escaped = re.sub(r"([\\'])", r"\\\1", value)
     return f"'{escaped}'"
 
 
@@ -974,7 +973,7 @@ def made_database(
         (is_missing,) = server.ask(
             CREATE,
             name=name,
-            strict=str(server.run.options.strict).lower(),
+            strict=str(server.run.options.strict),
             locale=locale,
             other_locale=other_locale,
         )
