@@ -689,11 +689,12 @@ OF_VALUES = (
     ":(?!parserOpenTable|errorMissing|ParseFunc|op_error|transformSubLink)"
 )
 # psql:<stdin>:25: ERROR:  22P02: invalid input syntax for type integer: "x"
-REPORT = re.compile(r"^psql:.*?:(\d+): \S+:  ([0-9A-Z]{5}): (.*)", re.MULTILINE)
+# but no code of a warning's, of which psql adds the last two behind an error
+REPORT = re.compile(
+    r"^psql:[^:]*:(\d+): \S+:  (?!0[01]|25001|25P01)([0-9A-Z]{5}): (.*)", re.MULTILINE
+)
 # LOCATION:  pg_strtoint32_safe, numutils.c:320
 LOCATION = re.compile(r"^LOCATION:  (\w+),|\Z", re.MULTILINE)
-# Codes of warnings; psql adds the last two behind an error.
-OF_WARNINGS = re.compile("0[01]|25001|25P01")
 # pg_dump: error: connection to server at "localhost" failed: FATAL:  it rains
 FAULT = re.compile(r"^.*\b(?:error|FATAL|ERROR|PANIC): .*", re.MULTILINE)
 # psql:<stdin>:9: error: backslash commands are restricted; only \unrestrict ...
@@ -759,9 +760,8 @@ def report_in(said: str) -> Report | None:
     found = None
     for report in REPORT.finditer(said):
         line, code, message = report.groups()
-        if not OF_WARNINGS.match(code):
-            function = LOCATION.search(said, report.end())[1] or "the server"
-            found = Report(int(line), code, message, function)
+        function = LOCATION.search(said, report.end())[1] or "the server"
+        found = Report(int(line), code, message, function)
     return found
 
 
