@@ -3207,6 +3207,9 @@ ELSEWHERE = (
     " PG*, DATABASE_URL and MANAGE. Or are all data left out?"
 )
 NO_ROOM = "No space left on device"
+# The shell was ended by a signal, below 0, or tells that a program must not be run,
+# is not there, or was ended so.
+TOLD_BY_SHELL = (MUST_NOT_RUN, 127, *range(129, 193))
 # A program in a group, with its process and the parent of that; no guard's, and
 # none that has ended, Z, though nobody has asked how:
 #    4711    4720    4719 S    pg_dump
@@ -3258,9 +3261,7 @@ def verdict_on_command(shell: Program, failed: type[Exception]) -> Exception:
     status = shell.popen.returncode
     fact = f"{shell.name} exited with {status}"
     hint = "see what it says: --verbose"
-    # So /bin/sh tells that its program was ended; below 0, it was itself.
-    was_ended = status < 0 or status - 128 in signal.valid_signals()
-    if was_ended or status in (MUST_NOT_RUN, 127):  # not there
+    if status < 0 or status in TOLD_BY_SHELL:
         why = "a program was ended by a signal, is not there, or must not be run"
         return NotJudged(fact, why, hint)
     server_log = shell.run.folder / "data" / "log"  # of a private server
@@ -3703,6 +3704,8 @@ NEVER_COMPARED = (
 )
 MOST_NAMES = 12  # on a line
 VERDICTS = {BackupIsBad: "failed", unittest.SkipTest: "skipped"}  # else: error
+# Errors whose words are the drill's own, and ends that others ask for:
+SHOWN_AS_THEY_ARE = (*VERDICTS, NotJudged, KeyboardInterrupt, SystemExit)
 HEADLINES = {
     PASSED: "The backup restores.",
     "failed": "The backup is bad.",
@@ -3912,14 +3915,10 @@ def shown_fault(error: BaseException) -> BaseException:
         fact = error.strerror or str(error)
         hint = hint_for(str(error))
         return NotJudged(f"{fact}: {error.filename}", hint)
-    if isinstance(error, NotJudged):
-        return NotJudged(*error.args)
-    if isinstance(error, BackupIsBad | unittest.SkipTest):
+    if isinstance(error, SHOWN_AS_THEY_ARE):
         return error
-    if isinstance(error, Exception):
-        fault = described(error, with_words=False)
-        return NotJudged("a fault of the drill's own", fault)
-    return error
+    fault = described(error, with_words=False)
+    return NotJudged("a fault of the drill's own", fault)
 
 
 def write_evidence(path: Path, mode: str, text: str) -> None:
