@@ -4006,63 +4006,51 @@ LIMIT = {"metavar": "DURATION", "type": duration}
 SEVERAL = {"action": "append", "default": [], "type": filled}
 OPTIONS = {
     "what": {
-        "--live": {**FLAG, "help": "back the configured database up"},
-        "--backup": {**FILE, "help": "judge a backup that exists"},
-        "--decrypt": {**SHELL, "help": "from FILE on stdin to stdout"},
-        "--backup-command": {**SHELL, "help": "writes $BACKUP_FILE"},
-        "--restore-command": {**SHELL, "help": "loads $BACKUP_FILE"},
-        "--format": {
-            "choices": ("plain", "custom", "directory"),
-            "default": "plain",
-            "help": "of the backup that is made: plain",
-        },
-        "--jobs": {
-            "metavar": "N",
-            "type": int,
-            "default": 1,
-            "help": "parallel workers, where the format allows them: 1",
-        },
+        "--live": (FLAG, "back the configured database up"),
+        "--backup": (FILE, "judge a backup that exists"),
+        "--decrypt": (SHELL, "from FILE on stdin to stdout"),
+        "--backup-command": (SHELL, "writes $BACKUP_FILE"),
+        "--restore-command": (SHELL, "loads $BACKUP_FILE"),
+        "--format": (
+            {"choices": ("plain", "custom", "directory"), "default": "plain"},
+            "of the backup that is made: plain",
+        ),
+        "--jobs": (
+            {"metavar": "N", "type": int, "default": 1},
+            "parallel workers, where the format allows them: 1",
+        ),
     },
     "where": {
-        "--database": {
-            "metavar": "ALIAS",
-            "default": "default",
-            "help": "in settings.DATABASES: default",
-        },
-        "--throwaway": {
-            "action": argparse.BooleanOptionalAction,
-            "help": "work on a private server, as --live and --backup do",
-        },
-        "--strict": {**FLAG, "help": "skip nothing, replace nothing"},
+        "--database": (
+            {"metavar": "ALIAS", "default": "default"},
+            "in settings.DATABASES: default",
+        ),
+        "--throwaway": (
+            {"action": argparse.BooleanOptionalAction},
+            "work on a private server, as --live and --backup do",
+        ),
+        "--strict": (FLAG, "skip nothing, replace nothing"),
     },
     "limits and checks": {
-        "--timeout": {
-            **LIMIT,
-            "default": 30.0,
-            "help": "of each operation: 30 s; ten times that to migrate",
-        },
-        "--max-age": {**LIMIT, "help": "of the --backup"},
-        "--max-restore": {**LIMIT, "help": "of the load"},
-        "--check": {
-            **SEVERAL,
-            "metavar": "SQL",
-            "help": "must be true in the restored database",
-        },
-        "--manage": {
-            **SEVERAL,
-            "metavar": "COMMAND",
-            "type": django_command,
-            "help": "of manage.py, must succeed on it",
-        },
-        "--accept": {
-            **SEVERAL,
-            "metavar": "GLOB",
-            "help": "differences that are no fault",
-        },
+        "--timeout": (
+            {**LIMIT, "default": 30.0},
+            "of each operation: 30 s; ten times that to migrate",
+        ),
+        "--max-age": (LIMIT, "of the --backup"),
+        "--max-restore": (LIMIT, "of the load"),
+        "--check": (
+            {**SEVERAL, "metavar": "SQL"},
+            "must be true in the restored database",
+        ),
+        "--manage": (
+            {**SEVERAL, "metavar": "COMMAND", "type": django_command},
+            "of manage.py, must succeed on it",
+        ),
+        "--accept": ({**SEVERAL, "metavar": "GLOB"}, "differences that are no fault"),
     },
     "output": {
-        "-v --verbose": {**FLAG, "help": "show each step and its duration"},
-        "--report": {**FILE, "help": "write the evidence as JSON"},
+        "-v --verbose": (FLAG, "show each step and its duration"),
+        "--report": (FILE, "write the evidence as JSON"),
     },
 }
 
@@ -4078,8 +4066,8 @@ def parsed(argv: Lines) -> tuple[Options, Lines]:
     parser.add_argument("--version", action="version", version=version_of_drill())
     for title, arguments in OPTIONS.items():
         group = parser.add_argument_group(title)
-        for names, how in arguments.items():
-            group.add_argument(*names.split(), **how)
+        for names, (kind, text) in arguments.items():
+            group.add_argument(*names.split(), **kind, help=text)
     try:
         given = shlex.split(environ.get("BACKUP_DRILL_OPTIONS", ""))
     except ValueError as error:
