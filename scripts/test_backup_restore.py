@@ -2895,7 +2895,6 @@ WITH_WORDS_OF_DJANGO = {
 }
 MUST_NOT_RUN = 126  # the exit status of what the drill refuses, as of a shell's
 POSTGRESQL = "django.db.backends.postgresql"
-DUMMY = "django.db.backends.dummy"  # where no database is configured
 # Words of a connection that are Django's or a driver's, not libpq's.
 NOT_LIBPQ = ("client_encoding", "prepare_threshold", "autocommit", "async_")
 SECRET = "(?i)password|secret|scram_.*_key"  # settings with such names
@@ -2918,7 +2917,7 @@ class Project:
 
     run: Run  # with the secrets of the settings
     engine: str  # of connections to scratch databases
-    vendor: str  # postgresql, sqlite; "" where no database is configured
+    vendor: str  # postgresql, sqlite; unknown where no database is configured
     options: str  # of its sessions
     words: Words = field(repr=False)  # libpq's, if they are needed
 
@@ -3085,14 +3084,11 @@ def description_of(alias: str, *needed: str) -> dict[str, Any]:
     from django.db import connections
 
     databases = connections.settings
-    own = databases.get(alias, {"ENGINE": DUMMY, "OPTIONS": {}})
+    own = databases.get(alias, databases["default"])  # which Django requires
+    wrapper = wrapper_of(alias, own)
     engine = POSTGRESQL
-    vendor = ""
     words = {}
-    if own["ENGINE"] != DUMMY:
-        wrapper = wrapper_of(alias, own)
-        vendor = wrapper.vendor
-    if vendor == "postgresql":
+    if wrapper.vendor == "postgresql":
         engine = own["ENGINE"]
         if needed:
             words = connection_words(wrapper)
@@ -3101,7 +3097,7 @@ def description_of(alias: str, *needed: str) -> dict[str, Any]:
         "aliases": list(databases),
         "secrets": secrets_in(databases, words),
         "engine": engine,
-        "vendor": vendor,
+        "vendor": wrapper.vendor,
         "options": re.sub(ROLE_OPTION, "", options),
         "words": {
             word: str(value)
@@ -3142,11 +3138,7 @@ def secrets_in(databases: dict[str, Any], words: dict[str, Any]) -> Lines:
     named = [("PGPASSWORD", environ.get("PGPASSWORD")), *words.items()]
     for database in databases.values():
         named += [*database.items(), *database["OPTIONS"].items()]
-    secrets = []
-    for name, text in named:
-        if text and re.search(SECRET, name):
-            secrets.append(str(text))
-    return secrets
+    return [str(text) for name, text in named if text and re.search(SECRET, name)]
 
 
 def run_on_scratch_database(
@@ -3449,7 +3441,7 @@ def configured_database(project: Project) -> Database | None:
     hint = "name another alias: --database"
     if not options.live:
         hint += "; or use --throwaway for a private server"
-    if not project.vendor:
+    if project.vendor == "unknown":
         fact = f"no database is configured as {options.database!r}"
         if options.live or options.strict or options.throwaway is False:
             hint = f"set DATABASE_URL or settings.DATABASES; or {hint}"
