@@ -2989,7 +2989,7 @@ def answer_of(
             fact = f"{name}: the project fails"
             if program.popen.returncode == MUST_NOT_RUN:
                 raise NotJudged(fact, fault) from None
-            raise ProjectFails(fact, fault, hint_for(fault)) from None
+            raise ProjectFails(fact, fault, hint_for(f"{name}: {fault}")) from None
         finally:
             # What is printed before the secrets are known is never shown.
             if words[0] == COMMAND:
@@ -3032,8 +3032,6 @@ def answer(verb: str, *words: str) -> NoReturn:
         # the words of a command on a restored database might hold rows.
         with_words = verb == COMMAND and json.loads(words[0])[-1]
         print(FAILS, described(error, with_words), file=errors)
-        if verb == DESCRIBE and isinstance(error, ValueError):
-            print(f"  {ENCODE}", file=errors)
         if isinstance(error, NotJudged):
             end(MUST_NOT_RUN)
     end(1)
@@ -3562,6 +3560,7 @@ HINTS = {
     "pg_hba.conf|SSL[ ,]": "check sslmode and its files, and pg_hba.conf",
     "startup parameter": "let the settings name the server, not its pooler",
     "Error loading .* module": "install the driver, or name another: --database",
+    r"^the settings: (Value|Parse|UnknownScheme|\w*Decode)Error \(in": ENCODE,
     "invalid connection option": "take it out of OPTIONS: these programs are older",
     "^(23505|23514|23P01|42P17).* of a load": (
         "texts may have another order here: use --no-throwaway"
