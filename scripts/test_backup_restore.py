@@ -2904,6 +2904,7 @@ INSTALLED = (
     r"<frozen |[/\\](site-packages|dist-packages|python3[.\d]*)[/\\]"
     rf"|{re.escape(__file__)}"  # nor one of the drill's
 )
+DJANGO = r"[/\\](site|dist)-packages[/\\]django[/\\]"  # in a frame of Django's
 ENCODE = "in DATABASE_URL, percent-encode what is special in the password"
 
 
@@ -3059,14 +3060,11 @@ def described(error: BaseException | None, with_words: bool) -> str:
     while error:
         line = type(error).__name__
         frames = traceback.extract_tb(error.__traceback__)
-        places = [frame.filename for frame in frames]
         kinds = {f"{kind.__module__}.{kind.__name__}" for kind in type(error).__mro__}
-        raised_in = "".join(places[-1:])
-        is_django = re.search(r"[/\\](site|dist)-packages[/\\]django[/\\]", raised_in)
-        is_plain = (
-            kinds & WITH_PLAIN_WORDS or is_django and kinds & WITH_WORDS_OF_DJANGO
-        )
-        if with_words or is_plain:
+        plain = WITH_PLAIN_WORDS
+        if re.search(DJANGO, str(frames[-1:])):
+            plain = WITH_PLAIN_WORDS | WITH_WORDS_OF_DJANGO
+        if with_words or kinds & plain:
             line += f": {error}".partition("\n")[0]
         own = [each for each in frames if not re.search(INSTALLED, each.filename)]
         for frame in (own or frames)[-1:]:
