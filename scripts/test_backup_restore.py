@@ -296,7 +296,7 @@ class Drill:
         reading = self.reading
         server = self.server
         if server.private:
-            provide_globals(server, reading, self.project.user)
+            provide_globals(server, reading, self.project)
         restored = database_for(backup, server)
         definitions = None
         if self.options.restore_command:  # first of all, as it may drop roles
@@ -2534,12 +2534,9 @@ LOST_SETTINGS = (
 )
 
 
-def provide_globals(
-    server: Database,
-    reading: Reading,
-    user: str,
-) -> None:
+def provide_globals(server: Database, reading: Reading, project: "Project") -> None:
     """Make the roles and tablespaces that a backup names, and the user."""
+    user = project.words.get("user", "postgres")
     tablespaces = map(unquoted, reading.noted["tablespace"])
     server.ask(
         GLOBALS,
@@ -2921,11 +2918,6 @@ class Project:
     vendor: str  # postgresql, sqlite; unknown where no database is configured
     options: str  # of its sessions
     words: Words = field(repr=False)  # libpq's, if they are needed
-
-    @property
-    def user(self) -> str:
-        """As whom the settings connect."""
-        return self.words.get("user", "postgres")
 
     def on_alias(self, *command: str) -> Command:
         """A command of Django's about the alias."""
@@ -3434,14 +3426,11 @@ def configured_database(project: Project) -> Database | None:
     """The database that the settings name, None where they name none."""
     run = project.run
     options = run.options
-    hint = "name another alias: --database"
-    if not options.live:
-        hint += "; or use --throwaway for a private server"
+    hint = "name another alias, --database, or rehearse without it: --throwaway"
     if project.vendor == "unknown":
         fact = f"no database is configured as {options.database!r}"
         if options.live or options.strict or options.throwaway is False:
-            hint = f"set DATABASE_URL or settings.DATABASES; or {hint}"
-            raise NotJudged(fact, hint)
+            raise NotJudged(fact, f"set DATABASE_URL or settings.DATABASES; or {hint}")
         log.warning("%s: using a private server", fact)
         return None
     if project.vendor != "postgresql":
@@ -3449,8 +3438,7 @@ def configured_database(project: Project) -> Database | None:
         raise NotJudged(fact, hint)
     programs = found_programs(run, NEWEST, CLIENTS)
     database = introduced(named_database(project, programs))
-    programs = found_programs(run, database.major, CLIENTS)
-    return replace(database, programs=programs)
+    return replace(database, programs=found_programs(run, database.major, CLIENTS))
 
 
 def named_database(project: Project, programs: Programs) -> Database:
