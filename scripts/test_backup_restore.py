@@ -3771,11 +3771,9 @@ class Evidence:
         if facts["verdict"] == PASSED and not_restored:
             headline = "The backup was not restored yet."
         lines = self.lines()
-        screen = ["", headline]
-        for label, text in lines:
-            screen.append(f"    {label:<13} {text}")
+        screen = [f"    {label:<13} {text}" for label, text in lines]
         try:
-            print(*screen, sep="\n", file=sys.stderr)
+            print("", headline, *screen, sep="\n", file=sys.stderr)
         finally:  # the terminal may be closed
             if self.options.report:
                 text = json.dumps(facts, indent=2)
@@ -4053,8 +4051,7 @@ def parsed(argv: Lines) -> tuple[Options, Lines]:
     options.rehearsal = not (options.live or options.backup)
     options.private = options.throwaway
     if options.private is None:
-        own = options.restore_command is not None
-        options.private = own or not options.rehearsal
+        options.private = bool(options.restore_command) or not options.rehearsal
     problem = contradiction(options, others)
     if problem:
         parser.error(problem)
