@@ -1981,7 +1981,7 @@ def written_backup(source: Database) -> "Backup":
         words += ["--jobs", run.options.jobs]
     before = source.ask(STATES_OF_SEQUENCES)
     with (
-        step("write the backup", lambda: f"{size_of(path):,} bytes"),
+        step("write the backup"),
         source.held(f"{BEGIN}SELECT pg_export_snapshot();") as snapshot,
         source.started(
             "pg_dump", *words, "--file", path, "--snapshot", snapshot
@@ -3510,7 +3510,7 @@ def starting_server(project: Project, major: int) -> Iterator[tuple[Database, Pr
 
 
 # --- Hints and progress ------------------------------------------------------
-# In: an error, or a step of the drill. Out: what to do, how far it is. Promised:
+# In: an error, or a step of the drill. Out: what to do, how long it takes. Promised:
 # no verdict rests on a hint.
 
 # What to do about an error, by its code and function, or by its words.
@@ -3576,16 +3576,15 @@ def hint_for(words: str) -> str:
 
 
 @contextmanager
-def step(what: str, how_far: Callable[[], str] = lambda: "") -> Iterator[None]:
-    """Report what the block does, how far it is, and how long it took."""
+def step(what: str) -> Iterator[None]:
+    """Report what the block does, for how long, and how long it took."""
     began = monotonic()
     over = Event()
 
     def show() -> None:
         while not over.wait(0.5):
             seconds = round(monotonic() - began)
-            text = f"{what}: {seconds} s {how_far()}"
-            print(f"\r{text}{CLEAR}", end="", file=sys.stderr)
+            print(f"\r{what}: {seconds} s{CLEAR}", end="", file=sys.stderr)
         print(f"\r{CLEAR}", end="", file=sys.stderr, flush=True)
 
     showing = Thread(target=show, daemon=True)
