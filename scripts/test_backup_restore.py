@@ -101,7 +101,7 @@ from os import environ
 from pathlib import Path
 from signal import SIG_IGN
 from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
-from threading import Event, Thread, Timer
+from threading import Timer
 from time import monotonic
 from typing import IO, Any, NamedTuple, NoReturn
 from urllib.parse import quote, urlencode
@@ -3510,7 +3510,7 @@ def starting_server(project: Project, major: int) -> Iterator[tuple[Database, Pr
 
 
 # --- Hints and progress ------------------------------------------------------
-# In: an error, or a step of the drill. Out: what to do, how long it takes. Promised:
+# In: an error, or a step of the drill. Out: what to do, how long it took. Promised:
 # no verdict rests on a hint.
 
 # What to do about an error, by its code and function, or by its words.
@@ -3577,26 +3577,21 @@ def hint_for(words: str) -> str:
 
 @contextmanager
 def step(what: str) -> Iterator[None]:
-    """Report what the block does, for how long, and how long it took."""
+    """Report what the block does, since when, and how long it took."""
     began = monotonic()
-    over = Event()
-
-    def show() -> None:
-        while not over.wait(0.5):
-            seconds = round(monotonic() - began)
-            print(f"\r{what}: {seconds} s{CLEAR}", end="", file=sys.stderr)
-        print(f"\r{CLEAR}", end="", file=sys.stderr, flush=True)
-
-    showing = Thread(target=show, daemon=True)
-    if sys.stderr.isatty():
-        showing.start()
+    show(f"{what}, since {datetime.now():%H:%M:%S}")
     try:
         yield
     finally:
-        over.set()
-        if showing.ident:
-            showing.join()
+        show("")
         log.info("%8.2f s  %s", monotonic() - began, what)
+
+
+def show(text: str) -> None:
+    """Show a text on a terminal, in place of what stands in its line."""
+    with suppress(OSError):  # it may be gone
+        if sys.stderr.isatty():
+            print(f"\r{text}{CLEAR}", end="", file=sys.stderr, flush=True)
 
 
 # --- The evidence ------------------------------------------------------------
