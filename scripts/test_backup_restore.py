@@ -3485,7 +3485,6 @@ def starting_server(project: Project, major: int) -> Iterator[tuple[Database, Pr
         account = {"user": "postgres", "group": "postgres", "extra_groups": ()}
         run.folder.chmod(0o711)
         shutil.chown(data, "postgres", "postgres")
-    seconds = round(run.options.timeout)
     server = Database(
         run,
         "postgres",
@@ -3501,7 +3500,7 @@ def starting_server(project: Project, major: int) -> Iterator[tuple[Database, Pr
     )
     with run.started(
         *("/bin/sh", "-c", START_SERVER, "server"),
-        *(data, programs.folder, seconds),
+        *(data, programs.folder, round(run.options.timeout)),
         name="the start of the private server",
         timeouts=2,  # for initdb, and for the start
         **account,
@@ -3857,15 +3856,14 @@ def counts_of(contents: Contents) -> Facts:
     """How much a database holds, of what."""
     rows = rows_of_tables(contents)
     large_objects = rows_of_tables(contents, LARGE_OBJECTS)
-    # Of a sequence there is its value, and that it is in order.
-    values = [thing for thing, text in contents.facts if text != "in order"]
+    things = {thing for thing, _ in contents.facts}
     texts = [text for _, text in contents.definitions]
     return {
         "tables": len(rows),
         "rows": sum(rows.values()),
         "objects": texts.count(""),  # their names, see `definitions`
         "rows_of_tables": rows,
-        "sequences": sum(thing.startswith("sequence ") for thing in values),
+        "sequences": sum(thing.startswith("sequence ") for thing in things),
         "large_objects": sum(large_objects.values()),
     }
 
