@@ -113,7 +113,7 @@ Words = dict[str, str]
 Facts = dict[str, Any]  # the evidence, see there
 Lines = list[str]
 Things = AbstractSet[str]
-Line = tuple[str, str]  # of contents: a thing, and what is so of it
+Line = tuple[str, str]  # a thing, and what is so of it
 Command = tuple[str, ...]
 File = IO[bytes]
 Context = AbstractContextManager[Any]
@@ -153,20 +153,20 @@ class BackupRestoreTests(unittest.TestCase):
         cls.enterClassContext(interruptible())
         cls.drill = Drill(cls.options or given_options(), cls.enterClassContext)
         # Cleanups run last first: all that set-up enters has ended by then.
-        cls.addClassCleanup(cls.drill.evidence.publish)
-        cls.drill.evidence.judge("set-up", cls.drill.set_up)
+        cls.addClassCleanup(publish, cls.drill.facts, cls.drill.options)
+        judge(cls.drill.facts, "set-up", cls.drill.set_up)
 
     def test_backup_creation(self) -> None:
         """The source is written to a new backup."""
-        self.drill.evidence.judge("creation", lambda: self.drill.backup)
+        judge(self.drill.facts, "creation", lambda: self.drill.backup)
 
     def test_backup_validation(self) -> None:
         """The backup is whole and holds every row of every table."""
-        self.drill.evidence.judge("validation", lambda: self.drill.reading)
+        judge(self.drill.facts, "validation", lambda: self.drill.reading)
 
     def test_backup_restore(self) -> None:
         """A fresh database loaded from the backup is the source again."""
-        self.drill.evidence.judge("restore", self.drill.restore)
+        judge(self.drill.facts, "restore", self.drill.restore)
 
 
 def load_tests(loader: unittest.TestLoader, *_: object) -> unittest.TestSuite:
@@ -182,8 +182,7 @@ class Drill:
     def __init__(self, options: Options, enter: Callable[[Context], Any]) -> None:
         self.options = options
         self.enter = enter  # takes a context that lasts until the run is over
-        self.evidence = Evidence(options)
-        self.facts = self.evidence.facts
+        self.facts = facts_at_first(options)
 
     def set_up(self) -> None:
         """Read the settings; find their server, or start a private one."""
@@ -275,7 +274,7 @@ class Drill:
         if self.options.max_age and age < -60:
             fact = "the time of the backup is in the future"
             raise NotJudged(fact, "set the clock that is wrong, or its file's time")
-        self.evidence.require_limit("max_age", "the backup is too old", age)
+        require_limit(self.facts, "max_age", "the backup is too old", age)
         return reading
 
     def restore(self) -> None:
@@ -287,7 +286,8 @@ class Drill:
             with step("use the restored database"):
                 insert_through_sequences(restored)
         seconds = self.facts["seconds_to_restore"]
-        self.evidence.require_limit("max_restore", "the restore took too long", seconds)
+        fact = "the restore took too long"
+        require_limit(self.facts, "max_restore", fact, seconds)
         require_checks(restored, self.project, self.facts["checks"])
 
     def loaded(self) -> tuple["Database", "Program | None"]:
@@ -3603,6 +3603,7 @@ FACTS = """
   version              of this form: 2
   verdict              passed, failed, error or skipped: of the first act
                        that did not pass
+  sentence             why that act did not pass
   acts                 of each the verdict, or "not run"; seconds; sentence
   started              when the run began, in UTC, as all times are
   finished             when it ended
@@ -3684,138 +3685,136 @@ HEADLINES = {
 }
 
 
-class Evidence:
-    """What is known of a run, and the verdict on each act."""
+def facts_at_first(options: Options) -> Facts:
+    """What is known of a run when it begins."""
+    source = "a rehearsal"
+    if options.live:
+        source = "the configured database"
+    elif options.backup:
+        source = f"the backup {options.backup.name}"
+    not_run = {"verdict": "not run", "seconds": None, "sentence": ""}
+    names = re.findall(r"(?m)^  (\w+)", FACTS)
+    facts: Facts = dict.fromkeys(names)
+    facts.update(
+        version=2,
+        verdict=PASSED,
+        acts=dict.fromkeys(ACTS, not_run),
+        started=in_utc(time.time()),
+        drill=version_of_drill(),
+        host=platform.node(),
+        source=source,
+        database=options.database,
+        max_age_seconds=options.max_age,
+        max_restore_seconds=options.max_restore,
+        not_compared=dict.fromkeys(NEVER_COMPARED, ""),
+        accepted={},
+        checks={},
+        scratch_dropped=True,  # as far as is known
+    )
+    for fact, variable in GITHUB.items():
+        facts[fact] = environ.get(variable)
+    return facts
 
-    def __init__(self, options: Options) -> None:
-        self.options = options
-        self.sentence = ""  # of the first act that did not pass
-        source = "a rehearsal"
-        if options.live:
-            source = "the configured database"
-        elif options.backup:
-            source = f"the backup {options.backup.name}"
-        not_run = {"verdict": "not run", "seconds": None, "sentence": ""}
-        names = re.findall(r"(?m)^  (\w+)", FACTS)
-        self.facts: Facts = dict.fromkeys(names)
-        self.facts.update(
-            version=2,
-            verdict=PASSED,
-            acts=dict.fromkeys(ACTS, not_run),
-            started=in_utc(time.time()),
-            drill=version_of_drill(),
-            host=platform.node(),
-            source=source,
-            database=options.database,
-            max_age_seconds=options.max_age,
-            max_restore_seconds=options.max_restore,
-            not_compared=dict.fromkeys(NEVER_COMPARED, ""),
-            accepted={},
-            checks={},
-            scratch_dropped=True,  # as far as is known
-        )
-        for fact, variable in GITHUB.items():
-            self.facts[fact] = environ.get(variable)
 
-    def judge(self, act: str, work: Callable[[], object]) -> None:
-        """Do the work of an act; note the verdict, and why it did not pass."""
-        log.info("")  # unittest has begun a line
-        began = monotonic()
-        verdict = PASSED
-        sentence = ""
-        try:
-            work()
-        except BaseException as error:  # noqa: BLE001  it is raised again
-            fault = shown_fault(error)
-            verdict = VERDICTS.get(type(fault), "error")
-            sentence = str(fault)
-            raise fault.with_traceback(None) from None
-        finally:
-            self.facts["acts"][act] = {
-                "verdict": verdict,
-                "seconds": round(monotonic() - began, 3),
-                "sentence": sentence,
-            }
-            if self.facts["verdict"] == PASSED:
-                self.facts["verdict"] = verdict
-                self.sentence = sentence
+def judge(facts: Facts, act: str, work: Callable[[], object]) -> None:
+    """Do the work of an act; note the verdict, and why it did not pass."""
+    log.info("")  # unittest has begun a line
+    began = monotonic()
+    verdict = PASSED
+    sentence = ""
+    try:
+        work()
+    except BaseException as error:  # noqa: BLE001  it is raised again
+        fault = shown_fault(error)
+        verdict = VERDICTS.get(type(fault), "error")
+        sentence = str(fault)
+        raise fault.with_traceback(None) from None
+    finally:
+        facts["acts"][act] = {
+            "verdict": verdict,
+            "seconds": round(monotonic() - began, 3),
+            "sentence": sentence,
+        }
+        if facts["verdict"] == PASSED:
+            facts["verdict"] = verdict
+            facts["sentence"] = sentence
 
-    def require_limit(self, name: str, fact: str, seconds: float) -> None:
-        """Fail with the fact if a duration is above the limit of that name."""
-        limit = self.facts[f"{name}_seconds"]
-        if not limit:
-            return
-        self.facts[f"{name}_met"] = seconds <= limit
-        if seconds > limit:
-            found = timedelta(seconds=round(seconds))
-            allowed = timedelta(seconds=round(limit))
-            raise BackupIsBad(f"{fact}\n  found {found}, expected {allowed} or less")
 
-    def publish(self) -> None:
-        """Print the evidence; write the report; add to the job's summary."""
-        facts = self.facts
-        facts["finished"] = in_utc(time.time())
-        used = facts["accepted"].values()
-        facts["unused_accepts"] = [
-            glob for glob in self.options.accept if glob not in used
-        ]
-        headline = HEADLINES[facts["verdict"]]
-        not_restored = facts["acts"]["restore"]["verdict"] == "not run"
-        if facts["verdict"] == PASSED and not_restored:
-            headline = "The backup was not restored yet."
-        lines = self.lines()
-        screen = [f"    {label:<13} {text}" for label, text in lines]
-        try:
-            print("", headline, *screen, sep="\n", file=sys.stderr)
-        finally:  # the terminal may be closed
-            if self.options.report:
-                text = json.dumps(facts, indent=2)
-                write_evidence(self.options.report, "w", f"{text}\n")
-            if "GITHUB_STEP_SUMMARY" in environ:
-                summary = Path(environ["GITHUB_STEP_SUMMARY"])
-                write_evidence(summary, "a", self.markdown(headline, lines))
-        if self.sentence and environ.get("GITHUB_ACTIONS") == "true":
-            level = "error"
-            if facts["verdict"] == "skipped":
-                level = "warning"
-            first, _, _ = encoded(self.sentence).partition(b"\n")
-            text = first.decode(errors="backslashreplace").replace("%", "%25")
-            print(f"::{level} title=Backup drill::{text}", flush=True)
+def require_limit(facts: Facts, name: str, fact: str, seconds: float) -> None:
+    """Fail with the fact if a duration is above the limit of that name."""
+    limit = facts[f"{name}_seconds"]
+    if not limit:
+        return
+    facts[f"{name}_met"] = seconds <= limit
+    if seconds > limit:
+        found = timedelta(seconds=round(seconds))
+        allowed = timedelta(seconds=round(limit))
+        raise BackupIsBad(f"{fact}\n  found {found}, expected {allowed} or less")
 
-    def markdown(self, headline: str, lines: list[tuple[str, str]]) -> str:
-        """The evidence for GitHub's summary: tables of the acts, the facts."""
-        why = ""
-        if self.sentence:
-            why = f"```\n{self.sentence}\n```\n\n"
-        acts = [
-            (name, act["verdict"], str(act["seconds"] or ""))
-            for name, act in self.facts["acts"].items()
-        ]
-        tables = table_of(("act", "verdict", "seconds"), acts)
-        tables += table_of(("fact", "found"), lines)
-        return f"### Backup drill\n\n**{headline}**\n\n{why}{tables}"
 
-    def lines(self) -> list[tuple[str, str]]:
-        """The facts in words: a label, which may be empty, and a text."""
-        lines = []
-        if self.facts["verdict"] != PASSED:
-            acts = self.facts["acts"].items()
-            verdicts = [f"{name} {act['verdict']}" for name, act in acts]
-            lines.append(("acts", ", ".join(verdicts)))
-        facts = self.facts.items()
-        known = {name: fact for name, fact in facts if fact is not None}
-        for label, template in LINES:
-            if label not in dict(lines):
-                with suppress(KeyError):
-                    lines.append((label, template.format(**known)))
-        for fact in ("not_compared", "accepted", "checks"):
-            label = fact.replace("_", " ")
-            for text in in_words(self.facts[fact]):
-                lines.append((label, text))
-                label = ""
-        for glob in self.facts["unused_accepts"]:
-            lines.append(("accepted", f"nothing more, by {glob}"))
-        return lines
+def publish(facts: Facts, options: Options) -> None:
+    """Print the evidence; write the report; add to the job's summary."""
+    facts["finished"] = in_utc(time.time())
+    used = facts["accepted"].values()
+    facts["unused_accepts"] = [glob for glob in options.accept if glob not in used]
+    headline = HEADLINES[facts["verdict"]]
+    not_restored = facts["acts"]["restore"]["verdict"] == "not run"
+    if facts["verdict"] == PASSED and not_restored:
+        headline = "The backup was not restored yet."
+    lines = lines_of(facts)
+    screen = [f"    {label:<13} {text}" for label, text in lines]
+    try:
+        print("", headline, *screen, sep="\n", file=sys.stderr)
+    finally:  # the terminal may be closed
+        if options.report:
+            text = json.dumps(facts, indent=2)
+            write_evidence(options.report, "wb", f"{text}\n")
+        if "GITHUB_STEP_SUMMARY" in environ:
+            summary = Path(environ["GITHUB_STEP_SUMMARY"])
+            write_evidence(summary, "ab", markdown_of(facts, headline, lines))
+    if facts["sentence"] and environ.get("GITHUB_ACTIONS") == "true":
+        level = "error"
+        if facts["verdict"] == "skipped":
+            level = "warning"
+        first, _, _ = encoded(facts["sentence"]).partition(b"\n")
+        text = first.decode(errors="backslashreplace").replace("%", "%25")
+        print(f"::{level} title=Backup drill::{text}", flush=True)
+
+
+def markdown_of(facts: Facts, headline: str, lines: list[Line]) -> str:
+    """The evidence for GitHub's summary: tables of the acts, the facts."""
+    why = ""
+    if facts["sentence"]:
+        why = f"```\n{facts['sentence']}\n```\n\n"
+    acts = [
+        (name, act["verdict"], str(act["seconds"] or ""))
+        for name, act in facts["acts"].items()
+    ]
+    tables = table_of(("act", "verdict", "seconds"), acts)
+    tables += table_of(("fact", "found"), lines)
+    return f"### Backup drill\n\n**{headline}**\n\n{why}{tables}"
+
+
+def lines_of(facts: Facts) -> list[Line]:
+    """The facts in words: a label, which may be empty, and a text."""
+    lines = []
+    if facts["verdict"] != PASSED:
+        acts = facts["acts"].items()
+        verdicts = [f"{name} {act['verdict']}" for name, act in acts]
+        lines.append(("acts", ", ".join(verdicts)))
+    known = {name: fact for name, fact in facts.items() if fact is not None}
+    for label, template in LINES:
+        if label not in dict(lines):
+            with suppress(KeyError):
+                lines.append((label, template.format(**known)))
+    for fact in ("not_compared", "accepted", "checks"):
+        label = fact.replace("_", " ")
+        for text in in_words(facts[fact]):
+            lines.append((label, text))
+            label = ""
+    for glob in facts["unused_accepts"]:
+        lines.append(("accepted", f"nothing more, by {glob}"))
+    return lines
 
 
 def in_words(reasons: Words) -> Lines:
@@ -3888,10 +3887,9 @@ def shown_fault(error: BaseException) -> BaseException:
 
 def write_evidence(path: Path, mode: str, text: str) -> None:
     """Write a file of evidence, or add to it. Raises NotJudged."""
-    how = {"encoding": "utf-8", "errors": "backslashreplace"}
     try:
-        with open(path, mode, opener=opened_at_once, **how) as file:
-            file.write(text)
+        with open(path, mode, opener=opened_at_once) as file:
+            file.write(text.encode(errors="backslashreplace"))
     except OSError as error:
         raise NotJudged(f"the evidence cannot be written: {error}") from None
 
