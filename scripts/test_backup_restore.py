@@ -877,7 +877,7 @@ class Database:
     ) -> Context:
         """A program of PostgreSQL's on the database."""
         words = {
-            "connect_timeout": str(max(2, round(self.run.options.timeout))),
+            "connect_timeout": str(round(self.run.options.timeout)),
             **self.words,
             "options": self.options(),
         }
@@ -3259,7 +3259,7 @@ def command_environment(
     variables = {
         name: environ[name]
         for name in environ
-        if not name.startswith("PG") and name != "DATABASE_URL"
+        if not re.match("PG|DATABASE_URL$", name)
     }
     variables.update(database.environment)
     for word, value in {**database.words, "database": database.name}.items():
@@ -3395,11 +3395,11 @@ def found_programs(run: Run, major: int, names: Command) -> Programs:
         return best
     error = missing_programs(major, names, found)
     is_there = found or any(map(shutil.which, names))
-    if not run.options.strict and not is_there:
+    if run.options.strict or is_there and not best:
+        raise error
+    if not best:
         log.warning("the backup drill is skipped: %s", error)
         raise unittest.SkipTest(error.args[0])
-    if run.options.strict or not best:
-        raise error
     log.warning("newer programs are used: %s", error)
     return best
 
