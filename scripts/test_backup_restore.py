@@ -476,7 +476,7 @@ class Run:
     options: Options
     folder: Path  # for its files; its name begins those of its databases
     group: int  # of processes, led by a guard
-    facts: Facts = field(repr=False)  # the evidence
+    facts: Facts  # the evidence
     secrets: Command = field(default=(), repr=False)
 
     @cached_property
@@ -2966,7 +2966,9 @@ def answer_of(
 ) -> str:
     """What this file answers as a process of the project's."""
     started = run.started(
-        *(sys.executable, __file__, *words),
+        sys.executable,
+        __file__,
+        *words,
         name=name,
         environment={**environ, "BACKUP_DRILL": str(run.folder)},
         timeouts=timeouts,
@@ -3209,7 +3211,9 @@ def run_command(
     # Under a guard of its own, as its `kill 0` must not end our programs.
     with step(f"run the {name}"), guarded(folder) as group:
         starting = replace(run, group=group).started(
-            *("/bin/sh", "-c", command),
+            "/bin/sh",
+            "-c",
+            command,
             name=f"the {name}",
             environment={**environment, "BACKUP_DRILL": str(folder)},
         )
@@ -3499,8 +3503,13 @@ def starting_server(project: Project, major: int) -> Iterator[tuple[Database, Pr
         private=True,
     )
     with run.started(
-        *("/bin/sh", "-c", START_SERVER, "server"),
-        *(data, programs.folder, round(run.options.timeout)),
+        "/bin/sh",
+        "-c",
+        START_SERVER,
+        "server",
+        data,
+        programs.folder,
+        round(run.options.timeout),
         name="the start of the private server",
         timeouts=2,  # for initdb, and for the start
         **account,
