@@ -606,9 +606,10 @@ class Program:
         seconds = round(monotonic() - self.began, 3)
         most = self.timer.interval
         if status < 0 and seconds >= most:
-            fact = f"{self.name} did not end within {most:g} s"
-            hint = "allow more time with --timeout, unless somebody holds a lock"
-            raise NotJudged(fact, hint)
+            raise NotJudged(
+                f"{self.name} did not end within {most:g} s",
+                "allow more time with --timeout, unless somebody holds a lock",
+            )
         # By 2, gzip warns: of what stands behind the end of a file, say.
         if status and (self.name, status) != ("gzip", 2):
             raise ProgramFailed(self)
@@ -2953,8 +2954,10 @@ def described_project(run: Run) -> Project:
     run = replace(run, secrets=tuple(answer.pop("secrets")))
     known = answer.pop("aliases")
     if options.database not in known:
-        fact = f"settings.DATABASES has no {options.database!r}"
-        raise NotJudged(fact, f"known: {', '.join(known)}")
+        raise NotJudged(
+            f"settings.DATABASES has no {options.database!r}",
+            f"known: {', '.join(known)}",
+        )
     return Project(run, **answer)
 
 
@@ -3043,8 +3046,10 @@ def run_in_project(work: Callable[[], None], *arguments: str) -> None:
         sys.argv = [str(path), *arguments]
         runpy.run_path(str(path), run_name="__main__")
     if "DJANGO_SETTINGS_MODULE" not in environ:
-        place = f"no manage.py names it in {ROOT} and its folders"
-        raise ImportError(f"DJANGO_SETTINGS_MODULE is not set, and {place}")
+        raise ImportError(
+            "DJANGO_SETTINGS_MODULE is not set,"
+            f" and no manage.py names it in {ROOT} and its folders"
+        )
     work()
 
 
@@ -3246,8 +3251,11 @@ def verdict_on_command(shell: Program, failed: type[Exception]) -> Exception:
     fact = f"{shell.name} exited with {status}"
     hint = "see what it says: --verbose"
     if status < 0 or status in TOLD_BY_SHELL:
-        why = "a program was ended by a signal, is not there, or must not be run"
-        return NotJudged(fact, why, hint)
+        return NotJudged(
+            fact,
+            "a program was ended by a signal, is not there, or must not be run",
+            hint,
+        )
     server_log = shell.run.folder / "data" / "log"  # of a private server
     if server_log.exists() and NO_ROOM in server_log.read_text(errors="replace"):
         return NotJudged(fact, hint_for(NO_ROOM))
@@ -3422,8 +3430,11 @@ def missing_programs(
         fact += f" {major}, the version of the server or of the backup"
         package += f"-{major}"
     versions = ", ".join(sorted({programs.version for programs in found}))
-    hint = f"install them, such as with: apt-get install {package}"
-    return NotJudged(fact, f"found: {versions or 'none'}", hint)
+    return NotJudged(
+        fact,
+        f"found: {versions or 'none'}",
+        f"install them, such as with: apt-get install {package}",
+    )
 
 
 def configured_database(project: Project) -> Database | None:
@@ -3438,8 +3449,7 @@ def configured_database(project: Project) -> Database | None:
         log.warning("%s: using a private server", fact)
         return None
     if project.vendor != "postgresql":
-        fact = f"the database is not PostgreSQL but {project.vendor}"
-        raise NotJudged(fact, hint)
+        raise NotJudged(f"the database is not PostgreSQL but {project.vendor}", hint)
     programs = found_programs(run, NEWEST, CLIENTS)
     database = introduced(named_database(project, programs))
     return replace(database, programs=found_programs(run, database.major, CLIENTS))
@@ -3455,8 +3465,10 @@ def named_database(project: Project, programs: Programs) -> Database:
     name = words.pop("dbname", "")
     for word in words:
         if re.search(SECRET, word):
-            fact = f"{word} would be an argument of PostgreSQL's programs"
-            raise NotJudged(fact, "leave it out of OPTIONS for the drill")
+            raise NotJudged(
+                f"{word} would be an argument of PostgreSQL's programs",
+                "leave it out of OPTIONS for the drill",
+            )
     if "@" in name:  # it holds a piece of a password
         raise NotJudged("the settings name a database with an @ in it", ENCODE)
     return Database(project.run, name, words, environment, programs)
@@ -3469,8 +3481,10 @@ def introduced(database: Database, starting: Program | None = None) -> Database:
             starting.wait()
         about, interval = database.ask(ABOUT)
     if interval != "500ms":  # of SETTINGS
-        fact = "the options of sessions are ignored, as by a pooler"
-        raise NotJudged(fact, "let the settings name the server itself")
+        raise NotJudged(
+            "the options of sessions are ignored, as by a pooler",
+            "let the settings name the server itself",
+        )
     return replace(database, **about)
 
 
@@ -3886,8 +3900,7 @@ def shown_fault(error: BaseException) -> BaseException:
     """The error in the words that the user gets to see."""
     if isinstance(error, OSError):  # a full disk, a folder without rights
         fact = error.strerror or str(error)
-        hint = hint_for(str(error))
-        return NotJudged(f"{fact}: {error.filename}", hint)
+        return NotJudged(f"{fact}: {error.filename}", hint_for(str(error)))
     if isinstance(error, SHOWN_AS_THEY_ARE):
         return error
     fault = described(error, with_words=False)
@@ -3947,8 +3960,7 @@ def duration(text: str) -> float:
         seconds = float(found[1]) * units.get(found[2], 1)
         if 0.001 <= seconds <= 1e8:  # three years
             return seconds
-    message = f"{text!r} is no duration such as 900, 15m or 26h"
-    raise argparse.ArgumentTypeError(message)
+    raise argparse.ArgumentTypeError(f"{text!r} is no duration such as 900, 15m or 26h")
 
 
 def filled(text: str) -> str:
@@ -3963,8 +3975,9 @@ def file_path(text: str) -> Path:
     try:
         return Path(filled(text)).absolute()
     except FileNotFoundError:  # of the working directory
-        message = "this folder is gone: name the file by its full path"
-        raise argparse.ArgumentTypeError(message) from None
+        raise argparse.ArgumentTypeError(
+            "this folder is gone: name the file by its full path"
+        ) from None
 
 
 def django_command(text: str) -> str:
@@ -4062,11 +4075,13 @@ def given_options() -> Options:
     try:
         options, others = parsed([])
     except SystemExit:  # of --help, say: unittest would end well
-        fact = "BACKUP_DRILL_OPTIONS asks for no drill"
-        raise NotJudged(fact, "see --help") from None
+        raise NotJudged(
+            "BACKUP_DRILL_OPTIONS asks for no drill", "see --help"
+        ) from None
     if others:  # which nobody else would look at
-        fact = f"BACKUP_DRILL_OPTIONS: not known: {shlex.join(others)}"
-        raise NotJudged(fact, "see --help")
+        raise NotJudged(
+            f"BACKUP_DRILL_OPTIONS: not known: {shlex.join(others)}", "see --help"
+        )
     return options
 
 
