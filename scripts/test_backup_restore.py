@@ -889,8 +889,8 @@ class Database:
         if self.encoding == "SQL_ASCII":  # its bytes stay as they are
             variables["PGCLIENTENCODING"] = "SQL_ASCII"
         connection = [f"{word}={libpq_value(words[word])}" for word in words]
-        return self.programs.started(
-            program,
+        return self.run.started(
+            self.programs.folder / program,
             "--no-password",
             "--dbname",
             " ".join(connection),
@@ -2596,7 +2596,7 @@ def loading(
             yield pg_restore
         return
     words = ["-1"]
-    commands = output_of(restored.programs.started("psql", "--help=commands"))
+    commands = output_of(restored.started("psql", "--help=commands"))
     # Then a backup can give psql no command.
     if "\\restrict" in commands and not reading.noted["restrict"]:
         words += ["-c", f"\\restrict {os.urandom(16).hex()}"]
@@ -3385,10 +3385,6 @@ class Programs:
     folder: Path
     version: str  # 15.20
     major: int
-
-    def started(self, program: str, *words: object, **how: Any) -> Context:
-        """One of them, which runs beside this process."""
-        return self.run.started(self.folder / program, *words, **how)
 
 
 def found_programs(run: Run, major: int, names: Command) -> Programs:
