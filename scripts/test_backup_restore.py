@@ -2939,8 +2939,9 @@ class Project:
             for word in ("host", "port", "user"):
                 place[word.upper()] = database.words[word]
         options = self.run.options
-        words = [options.database, place, database.options(), options.rehearsal]
-        return json.dumps(words)
+        return json.dumps(
+            [options.database, place, database.options(), options.rehearsal]
+        )
 
 
 def described_project(run: Run) -> Project:
@@ -2980,7 +2981,7 @@ def answer_of(
         try:
             program.wait()
         except ProgramFailed as failure:
-            said = run.redacted(program.said())
+            said = run.redacted(failure.said)
             if FAILS not in said:
                 raise NotJudged(failure.args[0], "it could not say why") from None
             fault = said.split(FAILS)[-1].strip()  # behind what its code prints
@@ -3712,8 +3713,7 @@ def facts_at_first(options: Options) -> Facts:
     elif options.backup:
         source = f"the backup {options.backup.name}"
     not_run = {"verdict": "not run", "seconds": None, "sentence": ""}
-    names = re.findall(r"(?m)^  (\w+)", FACTS)
-    facts: Facts = dict.fromkeys(names)
+    facts: Facts = dict.fromkeys(re.findall(r"(?m)^  (\w+)", FACTS))
     facts.update(
         version=2,
         verdict=PASSED,
@@ -3888,8 +3888,7 @@ def counts_of(contents: Contents) -> Facts:
 
 def version_of_drill() -> str:
     """Which copy of this file runs: the beginning of its SHA-256."""
-    digest = hashlib.sha256(Path(__file__).read_bytes())
-    return digest.hexdigest()[:12]
+    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
 
 
 def shown_fault(error: BaseException) -> BaseException:
