@@ -533,11 +533,10 @@ class Run:
             name = name or Path(popen.args[0]).name
             timer = Timer(timeouts * self.options.timeout, popen.kill)
             timer.daemon = True  # no signal must have to wait for it
-            program = Program(self, name, popen, output, errors, timer)
             with popen:
                 try:
                     timer.start()
-                    yield program
+                    yield Program(self, name, popen, output, errors, timer)
                 finally:
                     timer.cancel()
                     popen.kill()
@@ -912,8 +911,8 @@ class Database:
     def held(self, script: str) -> Iterator[str]:
         """What a session selects that stays until the block ends."""
         # It runs the script, and then waits for more, which never comes.
-        pipes = {"stdin": PIPE, "stdout": PIPE}
-        with self.started("psql", *PSQL, "-c", script, "-f", "-", **pipes) as psql:
+        words = (*PSQL, "-c", script, "-f", "-")
+        with self.started("psql", *words, stdin=PIPE, stdout=PIPE) as psql:
             answer = psql.popen.stdout.readline().decode().strip()
             if not answer:  # it has ended
                 psql.wait()
