@@ -121,15 +121,19 @@ MARK = "backup_drill_"  # our databases' and folders' names begin with it
 ROOT = Path(__file__).resolve().parent.parent  # of the project
 
 
-class BackupIsBad(AssertionError):
-    """The backup was judged and is bad: a failure, in unittest's words."""
-
-
-class NotJudged(Exception):
-    """The backup could not be judged: an error. The arguments are lines."""
+class Verdict(Exception):
+    """Why a backup does not pass. The arguments are lines."""
 
     def __str__(self) -> str:
         return "\n  ".join(str(line) for line in self.args if line)
+
+
+class BackupIsBad(Verdict, AssertionError):
+    """The backup was judged and is bad: a failure, in unittest's words."""
+
+
+class NotJudged(Verdict):
+    """The backup could not be judged: an error."""
 
 
 class NotReadable(NotJudged):
@@ -2651,13 +2655,13 @@ def verdict_on_load(
     backup: Backup,
     reading: Reading,
     restored: Database,
-) -> Exception:
+) -> Verdict:
     """What a load that failed says of the backup: a failure, or an error."""
     fact = failure.args[0]
     if fact.startswith("pg_restore"):  # it tells no code, but values of rows
         return NotJudged(fact, "run without --jobs: psql tells what it means")
     if RESTRICTED.search(failure.said):
-        return BackupIsBad(f"{fact}\n  the backup holds a command for psql")
+        return BackupIsBad(fact, "the backup holds a command for psql")
     report = failure.report
     if not report:
         return failure
@@ -2677,7 +2681,7 @@ def verdict_on_load(
     same_major = set(reading.versions) == {restored.major}
     is_blamed = report.blames_backup(same_major, has_same_order(restored, backup))
     if is_blamed and not by_extension and not by_others:
-        return BackupIsBad(f"{fact}\n  {place}")
+        return BackupIsBad(fact, place)
     return NotJudged(fact, place, hint_for(f"{report.cause} of a load"))
 
 
@@ -2813,7 +2817,7 @@ def insert_through_sequences(restored: Database) -> None:
         output_of(restored.psql(SAMPLE_INSERTS))
     except ProgramFailed as failure:
         if failure.report and failure.report.blames_backup(True, True):
-            raise BackupIsBad(str(failure)) from None
+            raise BackupIsBad(*failure.args) from None
         raise
 
 
@@ -3208,7 +3212,7 @@ def run_command(
     name: str,
     command: str,
     environment: Words,
-    failed: type[Exception] = BackupIsBad,
+    failed: type[Verdict] = BackupIsBad,
 ) -> float:
     """The seconds that a command of the team's ran, with its programs."""
     folder = run.folder / "command"
@@ -3245,7 +3249,7 @@ def programs_in(group: int, run: Run) -> Lines:
     return re.findall(RUNNING.format(group), output_of(run.started(*words)))
 
 
-def verdict_on_command(shell: Program, failed: type[Exception]) -> Exception:
+def verdict_on_command(shell: Program, failed: type[Verdict]) -> Verdict:
     """What a command that failed says of the backup."""
     status = shell.popen.returncode
     fact = f"{shell.name} exited with {status}"
@@ -3259,7 +3263,7 @@ def verdict_on_command(shell: Program, failed: type[Exception]) -> Exception:
     server_log = shell.run.folder / "data" / "log"  # of a private server
     if server_log.exists() and NO_ROOM in server_log.read_text(errors="replace"):
         return NotJudged(fact, hint_for(NO_ROOM))
-    return failed(f"{fact}\n  {hint}")
+    return failed(fact, hint)
 
 
 def command_environment(
@@ -3695,7 +3699,7 @@ NEVER_COMPARED = (
 MOST_NAMES = 12  # on a line
 VERDICTS = {BackupIsBad: "failed", unittest.SkipTest: "skipped"}  # else: error
 # Errors whose words are the drill's own, and ends that others ask for:
-SHOWN_AS_THEY_ARE = (*VERDICTS, NotJudged, KeyboardInterrupt, SystemExit)
+SHOWN_AS_THEY_ARE = (Verdict, unittest.SkipTest, KeyboardInterrupt, SystemExit)
 HEADLINES = {
     PASSED: "The backup restores.",
     "failed": "The backup is bad.",
@@ -3767,7 +3771,7 @@ def require_limit(facts: Facts, name: str, fact: str, seconds: float) -> None:
     if seconds > limit:
         found = timedelta(seconds=round(seconds))
         allowed = timedelta(seconds=round(limit))
-        raise BackupIsBad(f"{fact}\n  found {found}, expected {allowed} or less")
+        raise BackupIsBad(fact, f"found {found}, expected {allowed} or less")
 
 
 def publish(facts: Facts, options: Options) -> None:
