@@ -537,10 +537,11 @@ class Run:
             name = name or Path(popen.args[0]).name
             timer = Timer(timeouts * self.options.timeout, popen.kill)
             timer.daemon = True  # no signal must have to wait for it
+            program = Program(self, name, popen, output, errors, timer)
             with popen:
                 try:
-                    timer.start()
-                    yield Program(self, name, popen, output, errors, timer)
+                    timer.start()  # last, so that what it kills has had its time
+                    yield program
                 finally:
                     timer.cancel()
                     popen.kill()
