@@ -1499,9 +1499,12 @@ LONGEST_ENTRY = 2**13  # bytes of its comment
 # A body begins its line: "    AS $_$", and ends by $_$ again. What a line has left
 # open is put before the next one, so that \A holds for that, too.
 BODY = rb"\A    AS (\$\w*\$)"
-# What has an end in a line: a body, then texts and names such as 'it''s', "a b"
-CLOSED_BODY = rb"(?s)(?:%b.*?\1|(?!%b))" % (BODY, BODY)
-CLOSED = re.compile(rb"""%b(?>(?:[^'"]+|'[^']*'|"[^"]*["])*)""" % CLOSED_BODY)
+# All up to what has no end: texts and names such as 'it''s' and "a b", bodies, and
+# what is between. (?>...) is not tried again; *+ is wrong before Python 3.11.5.
+CLOSED = re.compile(
+    rb"""(?s)(?>(?:'[^']*'|"[^"]*"|%b.*?\1|(?!%b)[^'"]+)*)""" % (BODY, BODY)
+)
+OPENING = re.compile(rb"""%b|['"]|\Z""" % BODY)
 # Kinds in which a quote opens nothing.
 WITHOUT_TEXTS = ("", BEHIND, "BLOBS")
 # COPY public.film (id, name) FROM stdin;
@@ -1832,10 +1835,7 @@ NOTHING = Reading(io.BytesIO())
 
 def opened_in(text: bytes) -> bytes:
     """The quote of what is begun in a text and has no end in it, or none."""
-    closed = CLOSED.match(text)
-    if not closed:
-        return re.match(BODY, text)[0]
-    return text[closed.end() :][:1]
+    return OPENING.match(text, CLOSED.match(text).end())[0]
 
 
 def codec_of(encoding: str) -> str:
