@@ -1588,15 +1588,14 @@ class Reading:
         self.codec = "utf-8"
         self.entry = Entry(1)
         self.entries = [self.entry]
-        self.rows: Counter[str] = Counter()  # table -> how many in its block
+        self.rows: Counter[str] = Counter()  # table -> how many
         self.sequences: set[Line] = set()  # a sequence, and its value
         # What lines told, as TELLING names it -> value -> how many lines
         self.noted: dict[str, Counter[str]] = defaultdict(Counter)
         self.roles: set[str] = set()
-        self.has_inserts = False  # in place of COPY
         self.has_zeros = False
         self.has_sql_behind = False  # behind a footer
-        self.filled: set[Entry] = set()  # those with a COPY block
+        self.filled: set[Entry] = set()  # those that hold rows, or a COPY block
         self.blocks: set[tuple[str, bytes]] = set()  # a table, and its COPY
         self.left_out: dict[Entry, int] = {}  # -> from which line on
         self.swallowed: set[str] = set()  # tables whose data lie in another's
@@ -1652,6 +1651,8 @@ class Reading:
         if kind == BEHIND and re.match(SQL_LINE, line):
             self.has_sql_behind = True
         self.end_texts(line)
+        if kind == "TABLE DATA" and line.startswith((b"INSERT ", b"\t(")):
+            self.take_insert()
         match = TELLS.match(line)
         if not match:
             return
@@ -1664,8 +1665,6 @@ class Reading:
             self.begin(Entry(self.line))
         elif what == "footer":
             self.begin(Entry(self.line - 1, kind=BEHIND))
-        elif kind == "TABLE DATA" and line.startswith(b"INSERT "):
-            self.has_inserts = True
         elif kind == "TABLE DATA" and line.startswith(b"COPY "):
             self.take_block(line)
         elif kind == "SEQUENCE SET" and what == "setval":
@@ -1723,6 +1722,12 @@ class Reading:
         for names in re.findall(ROLES, line):
             for name in re.findall(NAME, names):
                 self.roles.add(unquoted(self.text(name)))
+
+    def take_insert(self) -> None:
+        """Count a row by INSERT, but not the line that stands before several."""
+        if not self.last.endswith(b" VALUES\n"):
+            self.filled.add(self.entry)
+            self.rows[f"table {self.entry.full_name}"] += 1
 
     def take_block(self, line: bytes) -> None:
         """Count the rows of a COPY block, which begins with the line."""
@@ -1822,8 +1827,9 @@ class Reading:
     def finish_tables(self) -> None:
         """Note whose data are missing, though the entry is there, or swallowed."""
         for entry in self.entries:
-            is_filled = entry in self.filled or self.has_inserts
-            if entry.kind == "TABLE DATA" and self.filled and not is_filled:
+            # By INSERT, a table without rows has nothing.
+            is_lacking = self.blocks and entry not in self.filled
+            if entry.kind == "TABLE DATA" and is_lacking:
                 self.problems.append(f"{entry.thing}: missing")
         for table in self.swallowed & self.tables_without_data:
             fault = "its data lie in another's COPY block"
@@ -2359,7 +2365,7 @@ def read_whole(backup: Backup, server: Database) -> tuple[Reading, Lines]:
         problems += problems_of_source(reading, backup)
     elif not problems and not reading.named("TABLE", "TABLE DATA"):
         problems = ["it holds no table"]
-    elif not problems and not (reading.rows or reading.has_inserts):
+    elif not problems and not reading.rows:
         problems = ["it holds no data of any table"]
     return reading, problems
 
@@ -2403,13 +2409,11 @@ def ends_well(path: Path) -> bool:
 def told_facts(reading: Reading, contents: Contents) -> set[Line]:
     """The facts of a database, but with what a backup says of rows and sequences."""
     rows = Counter({LARGE_OBJECTS: reading.noted["made"].total()})
-    if not reading.has_inserts:  # whose rows are not counted
-        for table, count in reading.rows.items():
-            rows[contents.roots.get(table, table)] += count
+    for table, count in reading.rows.items():
+        rows[contents.roots.get(table, table)] += count
     told = set(reading.sequences)
     for thing, text in contents.facts:
-        is_uncounted = reading.has_inserts and thing.startswith("table ")
-        if is_uncounted or not re.fullmatch(SAID, text):
+        if not re.fullmatch(SAID, text):
             told.add((thing, text))
         elif text.endswith(" rows"):
             rows[thing] += 0  # none, where the backup says nothing
@@ -2777,7 +2781,6 @@ def not_told(backup: Backup, reading: Reading) -> Words:
         reasons[what] = "not loaded: it is about the server, or not there"
     for is_so, what, reason in [
         (backup.format == UNREAD, "the file", "its command alone reads it"),
-        (reading.has_inserts, "numbers of rows", "there are INSERTs"),
         (
             0 < reading.versions[0] < OLDEST_NAMES,
             "names",

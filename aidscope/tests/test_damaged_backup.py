@@ -644,9 +644,9 @@ class NamingTests(Case, table=NAMING):
         self.assertEqual(tuple(sorted(reading.roles)), row.roles)
 
     def test_INSERT_in_a_literal(self) -> None:
-        """What looks like an INSERT in another statement stops no counting."""
+        """What looks like an INSERT in another statement is no row."""
         literal = "CREATE TABLE public.t (\n    x text DEFAULT 'a\nINSERT INTO t;\n');"
-        self.assertFalse(read(entry(Statement(literal))).has_inserts)
+        self.assertFalse(read(entry(Statement(literal))).rows)
 
 
 class LongRows(io.RawIOBase):

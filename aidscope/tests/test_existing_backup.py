@@ -86,7 +86,6 @@ PLAIN = (
         "rows as INSERT, many at once",
         "plain",
         ("--column-inserts", "--rows-per-insert=50"),
-        uncompared="numbers of rows",
     ),
     Healthy("that would drop first", "plain", ("--clean",), uncompared="--clean"),
     Healthy(

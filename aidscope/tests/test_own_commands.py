@@ -171,6 +171,16 @@ CONTENTS = (
     Making("another database", f"{DUMP} -d postgres", ELSEWHERE),
     Making("definitions alone", f"{DUMP} -s", "expected  table public.kept: 300 rows"),
     Making("a table less", f"{DUMP} -T lost", "expected  table public.lost: 1 rows"),
+    Making(
+        "a row less, each by INSERT",
+        "pg_dump --inserts | sed '/^INSERT INTO public.lost/d' > \"$BACKUP_FILE\"",
+        "found     table public.lost: 0 rows",
+    ),
+    Making(
+        "a row less, many by one INSERT",
+        "pg_dump --rows-per-insert=99 | sed '0,/^\\t(/{//d;}' > \"$BACKUP_FILE\"",
+        "found     table public.kept: 299 rows",
+    ),
 )
 
 
