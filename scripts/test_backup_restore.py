@@ -236,9 +236,10 @@ class Drill:
         finally:
             after = state_of(path)  # a restore command may remove it
             if after and after != before:
-                fact = f"{path} changed while it was judged"
-                hint = "judge a copy of it, or wait until it is complete"
-                raise NotJudged(fact, hint)
+                raise NotJudged(
+                    f"{path} changed while it was judged",
+                    "judge a copy of it, or wait until it is complete",
+                )
 
     @cached_property
     def state(self) -> list[tuple[int, int, int]]:
@@ -276,8 +277,10 @@ class Drill:
         self.facts.update(sha256=sha256, roles_needed=roles)
         age = time.time() - backup.written
         if self.options.max_age and age < -60:
-            fact = "the time of the backup is in the future"
-            raise NotJudged(fact, "set the clock that is wrong, or its file's time")
+            raise NotJudged(
+                "the time of the backup is in the future",
+                "set the clock that is wrong, or its file's time",
+            )
         require_limit(self.facts, "max_age", "the backup is too old", age)
         return reading
 
@@ -305,8 +308,9 @@ class Drill:
         definitions = None
         if self.options.restore_command:  # first of all, as it may drop roles
             seconds = load_by_command(backup, restored, self.project)
-            what = "encoding and locale of the database"
-            self.facts["not_compared"][what] = "the restore command may make it anew"
+            self.facts["not_compared"]["encoding and locale of the database"] = (
+                "the restore command may make it anew"
+            )
         if backup.source:
             reference = made_database(server, "reference", restored)
             defining = self.enter(loading_reference(reference, backup.contents))
@@ -1832,8 +1836,7 @@ class Reading:
             if entry.kind == "TABLE DATA" and is_lacking:
                 self.problems.append(f"{entry.thing}: missing")
         for table in self.swallowed & self.tables_without_data:
-            fault = "its data lie in another's COPY block"
-            self.problems.append(f"table {table}: {fault}")
+            self.problems.append(f"table {table}: its data lie in another's COPY block")
 
 
 NOTHING = Reading(io.BytesIO())
@@ -2254,8 +2257,10 @@ def format_of(path: Path) -> Format:
     if path.is_dir():
         names = sorted(file.name for file in path.iterdir())
         some = ", ".join(names[:5]) or "(it is empty)"
-        fact = f"{path} is a folder, but no backup: it has no toc.dat"
-        raise NotReadable(fact, f"name one of these: {some}")
+        raise NotReadable(
+            f"{path} is a folder, but no backup: it has no toc.dat",
+            f"name one of these: {some}",
+        )
     with path.open("rb") as file:
         return readable_format(file.read(1024), path)
 
@@ -2276,18 +2281,22 @@ def require_sql(path: Path, announced: Reading) -> None:
     beginning = announced.beginning
     inside = readable_format(beginning[:1024], path).name
     if inside != "plain":
-        fact = f"{path} is packed twice: {inside} lies in it"
-        raise NotReadable(fact, UNPACK)
+        raise NotReadable(f"{path} is packed twice: {inside} lies in it", UNPACK)
     if announced.noted["cluster"]:
-        fact = f"{path} is a dump of a whole server, by pg_dumpall"
-        raise NotReadable(fact, "dump each database by pg_dump")
+        raise NotReadable(
+            f"{path} is a dump of a whole server, by pg_dumpall",
+            "dump each database by pg_dump",
+        )
     is_damaged = announced.is_garbled or not beginning.strip(b"\0")
     # The reader itself begins an entry before the first line and behind the last.
     is_empty = len(announced.entries) == 2
     if is_empty and not is_damaged:
         shown = re.match(SHOWN, beginning)[0].decode()
-        fact = f"{path} is no backup of pg_dump's"
-        raise NotReadable(fact, shown, "name the backup")
+        raise NotReadable(
+            f"{path} is no backup of pg_dump's",
+            shown,
+            "name the backup",
+        )
 
 
 def problems_of(makers: list[Program]) -> Lines:
@@ -2585,8 +2594,10 @@ def load_backup(
         except ProgramFailed as failure:
             raise verdict_on_load(failure, backup, reading, restored) from None
         if backup.source and NO_RIGHTS.search(load.said()):
-            fact = "the role of the settings may not give or take some rights"
-            raise NotJudged(fact, "use a role with more rights, or --throwaway")
+            raise NotJudged(
+                "the role of the settings may not give or take some rights",
+                "use a role with more rights, or --throwaway",
+            )
     return seconds
 
 
