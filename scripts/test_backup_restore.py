@@ -304,6 +304,8 @@ class Drill:
         server = self.server
         if server.private:
             provide_globals(server, reading, self.project)
+        if backup.source:
+            server = with_session(server, backup.source)
         restored = database_for(backup, server)
         definitions = None
         if self.options.restore_command:  # first of all, as it may drop roles
@@ -328,6 +330,8 @@ class Drill:
         found, plan = read_back(restored, self.project)
         # [ ]  shop.0002_price
         self.facts["pending_migrations"] = re.findall(r"(?m)^\[ \] +(\S+)", plan)
+        if not backup.source and not found.definitions and self.options.restore_command:
+            raise NotJudged("nothing came back", ELSEWHERE)
         if backup.source:
             fact = "the restored database differs from its source"
             definitions.wait()
@@ -343,7 +347,7 @@ class Drill:
         if not expected.definitions & found.definitions:
             fact += f"\n  {ELSEWHERE}"
         refuse(fact, apart)
-        if not rows_of_tables(found):  # whatever was accepted
+        if not rows_of_tables(found.facts):  # whatever was accepted
             raise BackupIsBad("no table came back")
         self.facts.update(counts_of(expected))
         with step("make differences, and see them"):
@@ -672,7 +676,8 @@ ALWAYS = (
 # These too, on the major version that wrote it: others have other objects.
 ON_SAME_MAJOR = (
     "(42P01|42703|42883|3F000):(?!load_external_function|CreateExtension)",
-    "42704:(typenameType|compute_return_type|get_extension_oid)",
+    "42704:(typenameType|compute_return_type|get_extension_oid|ResolveOpClass)",
+    "42704:(get_ts_dict_oid|get_ts_config_oid)",
     "42704:AlterPublication",
     "42803|42809|42830",  # no such view, kind of relation, foreign key
     "55000:ATExecAttachPartitionIdx",
@@ -695,7 +700,8 @@ MEANINGS = {
 # thing. The functions are those that look at the words of a statement alone.
 OF_VALUES = (
     "(42601|42602|42704|42883|42P01|3F000|58P01)"
-    ":(?!parserOpenTable|errorMissing|ParseFunc|op_error|transformSubLink)"
+    ":(?!parserOpenTable|errorMissing|ParseFunc|op_error|transformSubLink"
+    "|ResolveOpClass)"
 )
 # psql:<stdin>:25: ERROR:  22P02: invalid input syntax for type integer: "x"
 # but no code of a warning's, of which psql adds the last two behind an error
@@ -867,7 +873,8 @@ class Database:
     major: int = 0
     encoding: str = "UTF8"
     locale: str = ""  # the clauses of CREATE DATABASE for one like it
-    has_settings: bool = False  # its own, its role's, or another time zone
+    has_settings: bool = False  # its own, or its role's
+    session: str = ""  # options for the search_path and the time zone of ours there
     private: bool = False  # on a server that this run has started
 
     def options(self) -> str:
@@ -1096,7 +1103,8 @@ SELECT format('SELECT json_build_array(''line'', %L, last_value || '
               'CASE WHEN is_called THEN '''' ELSE '', not called yet'' END) '
               'FROM %s', 'sequence ' || name, sql)
   FROM relation
- WHERE relkind = 'S' \gexec
+ WHERE relkind = 'S'
+   AND NOT (relpersistence = 'u' AND pg_is_in_recovery()) \gexec
 """
 # No snapshot covers sequences; one that is restarted gets another file.
 STATES_OF_SEQUENCES = rf"""
@@ -1117,12 +1125,21 @@ SELECT json_build_array('file', 'sequence ' || name, relfilenode)
 #        # coalesce(hashtextextended(t.title::text COLLATE "C", 42), 0), 0))
 #        AS total FROM ONLY public.film AS t
 ROWS = r"""
-SELECT format('SELECT json_build_array(''line'', %L, unnest(ARRAY['
+SELECT CASE WHEN bool_or(is_planned) THEN everywhere END,
+       format('SELECT json_build_array(''line'', %L, unnest(ARRAY['
               'sum(n) || '' rows'', ''rows with hash '' || '
               'left(md5(coalesce(sum(total), 0)::text), 16)])) FROM (%s) AS leaf',
-              'table ' || top, string_agg(query, ' UNION ALL '))
+              'table ' || top, string_agg(query, ' UNION ALL ')),
+       CASE WHEN bool_or(is_planned) THEN 'SET search_path TO ''''' END
   FROM (SELECT coalesce(root.name, r.name) AS top,
                pg_relation_size(r.oid) AS size,
+               -- A query is planned by the functions of indexes and statistics,
+               -- which may find what they need by the search_path alone.
+               EXISTS (SELECT FROM pg_index
+                        WHERE indrelid = r.oid
+                          AND (indexprs IS NOT NULL OR indpred IS NOT NULL))
+               OR EXISTS (SELECT FROM pg_statistic_ext
+                           WHERE stxrelid = r.oid) AS is_planned,
                format('SELECT count(*) AS n, '
                       'sum(hashtextextended((%1$s)::text COLLATE "C", 0)) '
                       'AS total FROM '
@@ -1150,8 +1167,12 @@ SELECT format('SELECT json_build_array(''line'', %L, unnest(ARRAY['
                 GROUP BY attrelid) AS h ON attrelid = r.oid
          WHERE r.relkind = 'r'
            -- Else it is empty:
-           AND NOT (r.relpersistence = 'u' AND pg_is_in_recovery())) AS leaf
- GROUP BY top
+           AND NOT (r.relpersistence = 'u' AND pg_is_in_recovery())) AS leaf,
+       (SELECT 'SET search_path TO ' || concat_ws(', ', '''''',
+               string_agg(quote_ident(nspname), ', ' ORDER BY nspname))
+          FROM pg_namespace
+         WHERE nspname !~ '^pg_|^information_schema$') AS path (everywhere)
+ GROUP BY top, everywhere
 """
 WHOLE_TABLE = "%2$s AS t"  # where its rows are
 # lo_get reads at most 1 GB, and a large object holds up to 4 TB.
@@ -1194,7 +1215,7 @@ LATERAL (SELECT CASE
        WHEN relkind = 'm' THEN 'the rows are made anew'
        WHEN NOT indisvalid AND relkind = 'i'
        THEN 'invalid, so pg_dump leaves it out'
-       WHEN relpersistence = 'u' AND relkind = 'r' AND pg_is_in_recovery()
+       WHEN relpersistence = 'u' AND relkind IN ('r', 'S') AND pg_is_in_recovery()
        THEN 'unlogged, and empty on a standby'
        WHEN classid = 'pg_extension'::regclass THEN 'the server makes it anew'
        WHEN EXISTS (SELECT FROM pg_trigger
@@ -1469,7 +1490,7 @@ def require_differences_seen(restored: Database, found: Contents) -> None:
         "a name": (facts_alone, without_name),
         "a definition": (found, replace(found, script=other_sql)),
     }
-    if any(rows_of_tables(some_rows).values()):  # else all are NULL
+    if any(rows_of_tables(some_rows.facts).values()):  # else all are NULL
         changes["a value"] = (some_rows, with_nulls)
     for what, (before, after) in changes.items():
         if not contents_apart(before, after):
@@ -1546,6 +1567,7 @@ TELLING = {
     rb'CREATE SCHEMA "?(public)"?;': "public",
     rb"(?:CREATE|ALTER|DROP) (ROLE|USER|GROUP|DATABASE|SYSTEM) (?!MAPP)": "server",
     rb"(?:CREATE|ALTER|DROP) (TABLESPACE|SUBSCRIPTION) ": "server",
+    rb"(ALTER) .* OWNER TO ": "roles",
     # What --clean writes before the first entry:
     rb"(DROP |ALTER .* DROP |ALTER .* DETACH |CREATE OR REPLACE VIEW )": "drop",
     rb"(SELECT pg_catalog\.lo_unlink\(|SELECT CASE WHEN EXISTS)": "drop",
@@ -1980,7 +2002,7 @@ def new_backup(source: Database, project: "Project") -> "Backup":
         backup = commanded_backup(source, project)
     else:
         backup = written_backup(source)
-    if not rows_of_tables(backup.contents):
+    if not rows_of_tables(backup.contents.facts):
         raise NotJudged(f'database "{source.name}" has no table to lose')
     return backup
 
@@ -2443,24 +2465,30 @@ def problems_of_source(reading: Reading, backup: Backup) -> Lines:
     alike = {text for _, text in had & told if re.fullmatch(SAID, text)}
     if problems and alike <= {"0 rows"}:
         problems.insert(0, ELSEWHERE)
+    for table in sorted(contents.moved & unfilled_tables(reading, contents)):
+        problems.append(f"{table}: the backup holds no data of it")
     return problems
 
 
 def require_loadable(reading: Reading, server: Database) -> None:
     """Raise NotJudged if a load would fail, or harm more than its database."""
     newest = reading.versions[-1]
-    here = server.programs.major
     foreign = reading.named("FOREIGN TABLE") & reading.named("TABLE DATA")
     # A subscription, too: it keeps its database from being dropped.
     beyond = ", ".join(sorted(reading.noted["server"]))
     for is_so, fact, hint in [
         (
-            newest > here,
-            f"PostgreSQL {newest} wrote it, {here} is here",
+            newest > server.programs.major,
+            f"PostgreSQL {newest} wrote it, {server.programs.major} is here",
             f"install PostgreSQL {newest}, or a newer one",
         ),
         (
-            not reading.named("TABLE"),
+            len(reading.named("DATABASE")) > 1,
+            f"it holds the databases {', '.join(sorted(reading.named('DATABASE')))}",
+            "judge the dump of each alone",
+        ),
+        (
+            not reading.named("TABLE") and not server.run.options.restore_command,
             "it holds data without their tables",
             "put the part with the schema before it, in one file",
         ),
@@ -2563,17 +2591,27 @@ def provide_globals(server: Database, reading: Reading, project: "Project") -> N
     )
 
 
+def with_session(server: Database, source: Database) -> Database:
+    """The server, whose sessions have the search_path and time zone of the source's.
+
+    No load brings settings of the source or of its role, which checks may rely on.
+    """
+    options = f"{server.words.get('options', '')} {source.session}"
+    return replace(server, words={**server.words, "options": options})
+
+
 def database_for(backup: Backup, server: Database) -> Database:
     """An empty database for a backup.
 
     For a restore command it has the source's name: pg_restore --create, and
     what pg_dumpall writes, ignore the target that they are given.
     """
+    names = backup.announced.named("DATABASE")
+    if backup.source:
+        names = {backup.source.name}
     name = ""
-    if server.run.options.restore_command and backup.source:
-        name = backup.source.name
-    if name in ("postgres", "template1"):  # which a new server has
-        name = ""
+    if server.run.options.restore_command:
+        name = "".join(names - {"postgres", "template1"})  # which are there
     return made_database(server, "restored", backup.like, name)
 
 
@@ -2648,7 +2686,9 @@ def without_left_out(stream: File, reading: Reading, run: Run) -> Iterator[File]
 def loading_reference(reference: Database, contents: Contents) -> Context:
     """psql, which makes the source's definitions."""
     # Not in one transaction: two with 1,000 tables exhaust the table of locks.
-    return reference.psql(REFRESH.sub(r"\1", contents.script))
+    script = REFRESH.sub(r"\1", contents.script)
+    name = "the load of the source's definitions"
+    return reference.started("psql", *PSQL, "-f", "-", name=name, text=script)
 
 
 def load_by_command(backup: Backup, restored: Database, project: "Project") -> float:
@@ -2677,7 +2717,7 @@ def verdict_on_load(
     if fact.startswith("pg_restore"):  # it tells no code, but values of rows
         return NotJudged(fact, "run without --jobs: psql tells what it means")
     if RESTRICTED.search(failure.said):
-        return BackupIsBad(fact, "the backup holds a command for psql")
+        return BackupIsBad(fact, "it holds a command for psql, or its end is cut")
     report = failure.report
     if not report:
         return failure
@@ -2714,7 +2754,7 @@ def has_same_order(restored: Database, backup: Backup) -> bool:
     """Whether texts have the order here that they had at the source."""
     if restored.locale != backup.like.locale:
         return False
-    if backup.source and backup.source.words == restored.words:
+    if backup.source and backup.source.private == restored.private:
         return True  # it is the same server
     # By another library, a locale of the same name may order otherwise.
     return bool(re.search(BY_BYTES, restored.locale))
@@ -2739,7 +2779,7 @@ def expected_of_existing(
     found: Contents,
 ) -> Contents:
     """What a backup says of itself; all else is expected as it was found."""
-    if backup.format == UNREAD and not any(rows_of_tables(found).values()):
+    if backup.format == UNREAD and not any(rows_of_tables(found.facts).values()):
         raise BackupIsBad("the restore command brought back no row")
     # SQL behind the end may have changed all.
     if backup.format == UNREAD or reading.has_sql_behind:
@@ -2818,12 +2858,16 @@ def not_filled(reading: Reading, found: Contents) -> Things:
     filled = {sequence for sequence, _ in reading.sequences}
     things = {thing for thing, _ in found.facts if thing.startswith("sequence ")}
     things -= filled
-    for name in reading.tables_without_data:
-        table = f"table {name}"
-        is_root = table in found.roots.values()  # whose partitions have all
-        if (table, "0 rows") in found.facts and not is_root:
+    for table in unfilled_tables(reading, found):
+        if (table, "0 rows") in found.facts:
             things.add(table)
     return things
+
+
+def unfilled_tables(reading: Reading, contents: Contents) -> Things:
+    """Tables that a backup makes without data; of partitions, the leaves have them."""
+    tables = {f"table {name}" for name in reading.tables_without_data}
+    return tables - {*contents.roots.values()}
 
 
 def insert_through_sequences(restored: Database) -> None:
@@ -3351,18 +3395,19 @@ done
 FOUND = re.compile(r"^(.+):\w+ \(PostgreSQL\) ((\d+)\S*)", re.MULTILINE)
 # `locale` has the clauses of CREATE DATABASE for one like the session's; last is
 # whether the session has our options.
-ABOUT = """
+ABOUT = r"""
 SELECT json_build_object(
        'name', datname,
        'version', split_part(version(), ' ', 2),
        'major', current_setting('server_version_num')::integer / 10000,
        'encoding', getdatabaseencoding(),
-       'has_settings', current_setting('TimeZone') !~ '^(Etc/)?(UTC|GMT)$'
-                       OR EXISTS (
-                          SELECT FROM pg_db_role_setting
-                           WHERE setdatabase IN (0, d.oid)
-                             AND (setrole = 0
-                                  OR pg_get_userbyid(setrole) = current_user)),
+       'session', format('-c search_path=%s -c timezone=%s',
+           regexp_replace(coalesce(schemas, '""'), '([\\ ])', '\\\1', 'g'),
+           current_setting('TimeZone')),
+       'has_settings', EXISTS (
+           SELECT FROM pg_db_role_setting
+            WHERE setdatabase IN (0, d.oid)
+              AND (setrole = 0 OR pg_get_userbyid(setrole) = current_user)),
        'locale', concat_ws(' ',
            format('ENCODING %L LC_COLLATE %L LC_CTYPE %L',
                   getdatabaseencoding(), datcollate, datctype),
@@ -3374,7 +3419,9 @@ SELECT json_build_object(
            'ICU_RULES ' || quote_literal(row ->> 'daticurules')))
   FROM pg_database AS d,
        to_jsonb(d) AS row,
-       coalesce(row ->> 'datlocale', row ->> 'daticulocale') AS name
+       coalesce(row ->> 'datlocale', row ->> 'daticulocale') AS name,
+       (SELECT string_agg(quote_ident(schema), ',')
+          FROM unnest(current_schemas(false)) AS schema) AS path (schemas)
  WHERE datname = current_database();
 SELECT to_json(current_setting('client_connection_check_interval'));
 """
@@ -3527,7 +3574,7 @@ def starting_server(project: Project, major: int) -> Iterator[tuple[Database, Pr
             "user": "postgres",
             "options": project.options,
         },
-        {},
+        {"PGPASSWORD": "unused"},  # for commands that want one
         programs,
         private=True,
     )
@@ -3879,20 +3926,21 @@ def table_of(head: Command, rows: Iterable[Command]) -> str:
     return f"{text}\n"
 
 
-def rows_of_tables(contents: Contents, kind: str = "table ") -> dict[str, int]:
+def rows_of_tables(facts: set[Line], kind: str = "table ") -> dict[str, int]:
     """How many rows each table has, by its name."""
     return {
         thing.removeprefix(kind): int(text.removesuffix(" rows"))
-        for thing, text in sorted(contents.facts)
+        for thing, text in sorted(facts)
         if thing.startswith(kind) and text.endswith(" rows")
     }
 
 
 def counts_of(contents: Contents) -> Facts:
     """How much a database holds, of what."""
-    rows = rows_of_tables(contents)
-    large_objects = rows_of_tables(contents, LARGE_OBJECTS)
-    things = {thing for thing, _ in contents.facts}
+    facts = without(contents.facts, contents.moved)
+    rows = rows_of_tables(facts)
+    large_objects = rows_of_tables(facts, LARGE_OBJECTS)
+    things = {thing for thing, _ in facts}
     texts = [text for _, text in contents.definitions]
     return {
         "tables": len(rows),

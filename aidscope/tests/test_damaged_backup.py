@@ -410,7 +410,7 @@ ROWS = (
         "a block ends twice",
         line_with(rb"\g<rows>\\.\n"),
         "",
-        "the backup holds a command for psql",
+        "it holds a command for psql, or its end is cut",
     ),
     Beside(
         "a block is another table's",
@@ -481,7 +481,7 @@ ADDED = (
         "a command for psql",
         changed(b"--\n" + FOOTER, b"\\\\connect postgres\n--\n" + FOOTER),
         "",
-        "the backup holds a command for psql",
+        "it holds a command for psql, or its end is cut",
     ),
     Beside(
         "an end of the transaction",
@@ -632,6 +632,7 @@ NAMING = (
     Naming('CREATE POLICY p ON t TO anna, "B, c" USING (true);', ("B, c", "anna")),
     Naming("CREATE POLICY p ON t USING ((k = 'BELONGS TO US'::text));", ()),
     Naming("SET SESSION AUTHORIZATION 'Anna';", ("Anna",)),
+    Naming("ALTER TABLE public.t OWNER TO anna;", ("anna",)),
 )
 
 

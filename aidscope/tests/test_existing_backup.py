@@ -590,6 +590,16 @@ BEYOND = (
         "error",
         "foreign tables",
     ),
+    Content(
+        "two databases",
+        KEPT.join(
+            f"--\n-- Name: {name}; Type: DATABASE; Schema: -; Owner: anna\n--\n\n"
+            f"CREATE DATABASE {name};\n\n\\connect {name}\n\n"
+            for name in ("one", "two")
+        ),
+        "error",
+        "it holds the databases one, two",
+    ),
     Content("own tables, by COPY", f"{OWN_TABLE}{KEPT}", "error", "own tables"),
     Content(
         "own tables, by INSERT",

@@ -340,20 +340,47 @@ class PrivateTests(Case):
         INSERT INTO t VALUES ('2024-01-01 03:00+09', '2024-01-01')"""
         with place() as here, database(sql) as name:
             pg_dump(name, here.backup, "--create")
-            live = drilled(here, "--live", database=name)
-            file = drilled(here, "--backup", str(here.backup))
-        for over in (live, file):
-            says = ("23514 by ExecConstraints", "by ALTER DATABASE", "OPTIONS")
-            self.assert_verdict(over, "error", *says, act="restore")
+            over = drilled(here, "--backup", str(here.backup))
+        says = ("23514 by ExecConstraints", "by ALTER DATABASE", "OPTIONS")
+        self.assert_verdict(over, "error", *says, act="restore")
 
     def test_settings_of_the_role(self) -> None:
-        """So it is where its role has another time zone."""
-        sql = """CREATE TABLE t (at timestamptz CHECK (at::time < '09:00'));
-        SET timezone TO 'Asia/Tokyo'; INSERT INTO t VALUES ('2024-01-01 08:00+09')"""
+        """So it is where its role has settings that are not made there."""
+        sql = """CREATE TABLE t (on_day date CHECK (on_day::text = '03/02/2024'));
+        SET datestyle TO 'SQL, DMY'; INSERT INTO t VALUES ('03/02/2024')"""
         with place() as here, role("SUPERUSER") as user, database(sql) as name:
-            execute("postgres", f"ALTER ROLE {user} SET timezone TO 'Asia/Tokyo'")
+            execute("postgres", f"ALTER ROLE {user} SET datestyle TO 'SQL, DMY'")
             over = drilled(here, "--live", database=name, user=user)
         self.assert_verdict(over, "error", "23514", "OPTIONS", act="restore")
+
+    def test_paths_and_time_zones(self) -> None:
+        """Those of the database and of the role hold for what is restored, too."""
+        sql = """
+        ALTER DATABASE {me} SET timezone TO 'Asia/Tokyo'; SET timezone TO 'Asia/Tokyo';
+        CREATE SCHEMA "my own";
+        CREATE TABLE "my own".t (at timestamptz CHECK (at::time < '09:00'));
+        INSERT INTO "my own".t VALUES ('2024-01-01 08:00+09')"""
+        check = "SELECT count(*) = 1 FROM t WHERE at::text LIKE '%+09'"
+        with place() as here, role("SUPERUSER") as user, database(sql) as name:
+            execute("postgres", f'ALTER ROLE {user} SET search_path TO "my own"')
+            over = drilled(here, "--live", "--check", check, database=name, user=user)
+        self.assert_verdict(over, "passed")
+
+    def test_functions_that_a_search_path_finds(self) -> None:
+        """An index on one is lost in every backup; statistics on one are not."""
+        sql = """
+        CREATE FUNCTION strip(text) RETURNS text IMMUTABLE LANGUAGE sql AS 'SELECT $1';
+        CREATE FUNCTION norm(text) RETURNS text IMMUTABLE LANGUAGE sql
+        AS 'SELECT strip($1)';
+        CREATE TABLE t AS SELECT 1 AS id, 'a'::text AS name; """
+        for made, verdict, says in (
+            ("CREATE STATISTICS s ON (norm(name)), id FROM t", "passed", ""),
+            ("CREATE INDEX i ON t (norm(name))", "failed", "index public.i: 42883"),
+        ):
+            with self.subTest(made), place() as here, database(sql + made) as name:
+                over = drilled(here, "--live", database=name)
+                act = "restore" if says else ""
+                self.assert_verdict(over, verdict, says, act=act)
 
     def test_what_a_superuser_alone_sees(self) -> None:
         """What pg_dump leaves out for any other role is named."""

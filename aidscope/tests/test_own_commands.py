@@ -348,6 +348,26 @@ class MadeTests(Case, table=MADE):
         self.assert_verdict(over, "passed")
         for name in ("table public.lost", "table public.late"):
             self.assertEqual(over.not_compared[name], "it changed meanwhile")
+        self.assertEqual(over.report["rows_of_tables"], {"public.kept": 300})
+
+    def test_busy_table_without_data(self) -> None:
+        """A table that changes all the time is not left out for that."""
+        change = "psql -q -c 'INSERT INTO lost VALUES (2)'"
+        with place() as here, database(KEPT) as source:
+            command = f"{change}; {DUMP} --exclude-table-data lost"
+            over = commanded(here, *LIVE, "--backup-command", command, source=source)
+        says = "table public.lost: the backup holds no data of it"
+        self.assert_verdict(over, "failed", says, act="validation")
+
+    def test_data_for_tables_of_its_own(self) -> None:
+        """A backup of data alone is judged where a command brings the tables."""
+        load = "psql -q -f '{here}/schema' && pg_restore -d \"$PGDATABASE\""
+        words = ("--backup-command", f"{DUMP} -F c --data-only --disable-triggers")
+        with place() as here:
+            pg_dump(kept(), here.folder / "schema", "--schema-only")
+            load += ' --disable-triggers "$BACKUP_FILE"'
+            over = commanded(here, "--live", *words, "--restore-command", load)
+        self.assert_verdict(over, "passed")
 
 
 # --- What is accepted -----------------------------------------------------------------
@@ -552,8 +572,22 @@ EXISTING = (
         "the file (its command alone reads it)",
         "passed",
     ),
-    Existing("nothing is loaded", ("--restore-command", "true"), "brought back no row"),
+    Existing(
+        "nothing is loaded",
+        ("--restore-command", "true"),
+        "nothing came back",
+        "error",
+    ),
     Existing("a status", ("--restore-command", "false"), "exited with 1", "error"),
+    Existing(
+        "decrypted, then loaded as the database that it names",
+        (
+            *("--decrypt", "base64 -d", "--restore-command"),
+            'pg_restore --create --clean -d postgres "$BACKUP_FILE"',
+        ),
+        "custom, ",
+        "passed",
+    ),
 )
 
 
@@ -643,7 +677,8 @@ class EnvironmentTests(Case):
         self.assert_verdict(over, "passed")
         words = {name for name in given if name.startswith("PG")}
         names = {"PGHOST", "PGPORT", "PGUSER", "PGDATABASE", "PGOPTIONS"}
-        self.assertEqual(words, names)
+        # Scripts want one, though that server asks for none.
+        self.assertEqual(words, {*names, "PGPASSWORD"})
         self.assertEqual(Path(given["PGHOST"]).parent, Path(given["MANAGE"]).parent)
         self.assertNotIn(SECRET, str(given))
         self.assertIn(f"({kept()!r}, ", asked)
