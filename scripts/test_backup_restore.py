@@ -46,7 +46,8 @@ hints, the evidence, the command line. Whoever has one question may begin here:
     what checks the checks              require_differences_seen
                                         require_damage_seen
     what counts as data in a file       TELLING, Reading.take
-                                        Reading.take_block, Reading.take_rows
+                                        Reading.take_block, Reading.take_rows,
+                                        Reading.take_insert
     what is only text in a file         Reading.end_texts, opened_in
     what is never loaded                Reading.note, require_loadable
     what files are taken for            KNOWN_FORMATS, readable_backup
@@ -304,8 +305,8 @@ class Drill:
         server = self.server
         if server.private:
             provide_globals(server, reading, self.project)
-        if backup.source:
-            server = with_session(server, backup.source)
+        if self.options.live:
+            server = with_path_of(backup.source, server)
         restored = database_for(backup, server)
         definitions = None
         if self.options.restore_command:  # first of all, as it may drop roles
@@ -676,8 +677,7 @@ ALWAYS = (
 # These too, on the major version that wrote it: others have other objects.
 ON_SAME_MAJOR = (
     "(42P01|42703|42883|3F000):(?!load_external_function|CreateExtension)",
-    "42704:(typenameType|compute_return_type|get_extension_oid|ResolveOpClass)",
-    "42704:(get_ts_dict_oid|get_ts_config_oid)",
+    "42704:(typenameType|compute_return_type|get_extension_oid)",
     "42704:AlterPublication",
     "42803|42809|42830",  # no such view, kind of relation, foreign key
     "55000:ATExecAttachPartitionIdx",
@@ -873,8 +873,8 @@ class Database:
     major: int = 0
     encoding: str = "UTF8"
     locale: str = ""  # the clauses of CREATE DATABASE for one like it
-    has_settings: bool = False  # its own, or its role's
-    session: str = ""  # options for the search_path and the time zone of ours there
+    has_settings: bool = False  # its own, its role's, or another time zone
+    path: str = ""  # the search_path of our sessions, as an option has it
     private: bool = False  # on a server that this run has started
 
     def options(self) -> str:
@@ -1125,23 +1125,25 @@ SELECT json_build_array('file', 'sequence ' || name, relfilenode)
 #        # coalesce(hashtextextended(t.title::text COLLATE "C", 42), 0), 0))
 #        AS total FROM ONLY public.film AS t
 ROWS = r"""
-SELECT CASE WHEN bool_or(is_planned) THEN everywhere END,
-       format('SELECT json_build_array(''line'', %L, unnest(ARRAY['
-              'sum(n) || '' rows'', ''rows with hash '' || '
-              'left(md5(coalesce(sum(total), 0)::text), 16)])) FROM (%s) AS leaf',
-              'table ' || top, string_agg(query, ' UNION ALL ')),
+SELECT CASE WHEN bool_or(is_planned) THEN 'SET search_path TO DEFAULT' END,
+       format('SELECT pg_catalog.json_build_array(''line'', %L, pg_catalog.unnest('
+              'ARRAY[pg_catalog.concat(pg_catalog.sum(n), '' rows''), '
+              'pg_catalog.concat(''rows with hash '', pg_catalog.left(pg_catalog.md5('
+              'coalesce(pg_catalog.sum(total), 0)::text), 16))])) '
+              'FROM (%s) AS leaf', 'table ' || top, string_agg(query, ' UNION ALL ')),
        CASE WHEN bool_or(is_planned) THEN 'SET search_path TO ''''' END
   FROM (SELECT coalesce(root.name, r.name) AS top,
                pg_relation_size(r.oid) AS size,
                -- A query is planned by the functions of indexes and statistics,
-               -- which may find what they need by the search_path alone.
+               -- which may find what they need by the search_path alone. There,
+               -- anybody may have functions of the names that are used here.
                EXISTS (SELECT FROM pg_index
                         WHERE indrelid = r.oid
                           AND (indexprs IS NOT NULL OR indpred IS NOT NULL))
                OR EXISTS (SELECT FROM pg_statistic_ext
                            WHERE stxrelid = r.oid) AS is_planned,
-               format('SELECT count(*) AS n, '
-                      'sum(hashtextextended((%1$s)::text COLLATE "C", 0)) '
+               format('SELECT pg_catalog.count(*) AS n, pg_catalog.sum('
+                      'pg_catalog.hashtextextended((%1$s)::text COLLATE "C", 0)) '
                       'AS total FROM '
                       || :'origin', coalesce(hash, '0'), r.origin, r.sql) AS query
           FROM relation AS r
@@ -1149,7 +1151,7 @@ SELECT CASE WHEN bool_or(is_planned) THEN everywhere END,
             ON root.oid = nullif(pg_partition_root(r.oid), r.oid)
           LEFT JOIN (
                SELECT attrelid,
-                      string_agg(format('coalesce(' || CASE
+                      string_agg(format('coalesce(pg_catalog.' || CASE
                           WHEN atttypid = 'int4'::regtype
                           THEN 'hashint4extended(t.%I, %s)'
                           WHEN atttypid = 'bpchar'::regtype AND atttypmod > 0
@@ -1160,19 +1162,15 @@ SELECT CASE WHEN bool_or(is_planned) THEN everywhere END,
                           THEN 'hashtextextended(t.%I::text COLLATE "C", %s)'
                           ELSE 'hashtextextended(ROW(t.%I)::text COLLATE "C", %s)'
                           END || ', 0)', attname, hashtext(attname::text)),
-                          ' # ') AS hash
+                          ' OPERATOR(pg_catalog.#) ') AS hash
                  FROM pg_attribute
                 WHERE attnum > 0
                   AND NOT attisdropped
                 GROUP BY attrelid) AS h ON attrelid = r.oid
          WHERE r.relkind = 'r'
            -- Else it is empty:
-           AND NOT (r.relpersistence = 'u' AND pg_is_in_recovery())) AS leaf,
-       (SELECT 'SET search_path TO ' || concat_ws(', ', '''''',
-               string_agg(quote_ident(nspname), ', ' ORDER BY nspname))
-          FROM pg_namespace
-         WHERE nspname !~ '^pg_|^information_schema$') AS path (everywhere)
- GROUP BY top, everywhere
+           AND NOT (r.relpersistence = 'u' AND pg_is_in_recovery())) AS leaf
+ GROUP BY top
 """
 WHOLE_TABLE = "%2$s AS t"  # where its rows are
 # lo_get reads at most 1 GB, and a large object holds up to 4 TB.
@@ -1621,7 +1619,8 @@ class Reading:
         self.roles: set[str] = set()
         self.has_zeros = False
         self.has_sql_behind = False  # behind a footer
-        self.filled: set[Entry] = set()  # those that hold rows, or a COPY block
+        self.filled: set[Entry] = set()  # those with a COPY block
+        self.has_inserts = False
         self.blocks: set[tuple[str, bytes]] = set()  # a table, and its COPY
         self.left_out: dict[Entry, int] = {}  # -> from which line on
         self.swallowed: set[str] = set()  # tables whose data lie in another's
@@ -1751,8 +1750,8 @@ class Reading:
 
     def take_insert(self) -> None:
         """Count a row by INSERT, but not the line that stands before several."""
+        self.has_inserts = True
         if not self.last.endswith(b" VALUES\n"):
-            self.filled.add(self.entry)
             self.rows[f"table {self.entry.full_name}"] += 1
 
     def take_block(self, line: bytes) -> None:
@@ -1854,8 +1853,8 @@ class Reading:
         """Note whose data are missing, though the entry is there, or swallowed."""
         for entry in self.entries:
             # By INSERT, a table without rows has nothing.
-            is_lacking = self.blocks and entry not in self.filled
-            if entry.kind == "TABLE DATA" and is_lacking:
+            is_expected = self.filled and not self.has_inserts
+            if entry.kind == "TABLE DATA" and is_expected and entry not in self.filled:
                 self.problems.append(f"{entry.thing}: missing")
         for table in self.swallowed & self.tables_without_data:
             self.problems.append(f"table {table}: its data lie in another's COPY block")
@@ -2458,15 +2457,16 @@ def problems_of_source(reading: Reading, backup: Backup) -> Lines:
     foreign = {f"table {name}" for name in reading.named("FOREIGN TABLE")}
     uncounted = contents.moved | foreign
     had = without(contents.facts, uncounted)
+    counted = {thing for thing, text in contents.facts if text.endswith(" rows")}
+    for table in counted & contents.moved & unfilled_tables(reading, contents):
+        had.add((table, "its data, which change"))
     told = without(told_facts(reading, contents), uncounted)
     problems = list(map(str, unaccepted(differences(had, told), run)))
-    if problems and run.options.live:
+    if problems and run.options.live and not run.options.backup_command:
         problems.insert(0, "if a table was truncated beside the dump, run again")
     alike = {text for _, text in had & told if re.fullmatch(SAID, text)}
     if problems and alike <= {"0 rows"}:
         problems.insert(0, ELSEWHERE)
-    for table in sorted(contents.moved & unfilled_tables(reading, contents)):
-        problems.append(f"{table}: the backup holds no data of it")
     return problems
 
 
@@ -2591,12 +2591,12 @@ def provide_globals(server: Database, reading: Reading, project: "Project") -> N
     )
 
 
-def with_session(server: Database, source: Database) -> Database:
-    """The server, whose sessions have the search_path and time zone of the source's.
+def with_path_of(source: Database, server: Database) -> Database:
+    """The server, whose sessions have the search_path of the source's.
 
     No load brings settings of the source or of its role, which checks may rely on.
     """
-    options = f"{server.words.get('options', '')} {source.session}"
+    options = f"{server.words.get('options', '')} -c search_path={source.path}"
     return replace(server, words={**server.words, "options": options})
 
 
@@ -3142,7 +3142,8 @@ def description_of(alias: str, *needed: str) -> dict[str, Any]:
     from django.db import connections
 
     databases = connections.settings
-    own = databases.get(alias, databases["default"])  # which Django requires
+    none = {"ENGINE": "django.db.backends.dummy", "OPTIONS": {}}
+    own = databases.get(alias, none)
     wrapper = wrapper_of(alias, own)
     engine = POSTGRESQL
     words = {}
@@ -3401,13 +3402,13 @@ SELECT json_build_object(
        'version', split_part(version(), ' ', 2),
        'major', current_setting('server_version_num')::integer / 10000,
        'encoding', getdatabaseencoding(),
-       'session', format('-c search_path=%s -c timezone=%s',
-           regexp_replace(coalesce(schemas, '""'), '([\\ ])', '\\\1', 'g'),
-           current_setting('TimeZone')),
-       'has_settings', EXISTS (
-           SELECT FROM pg_db_role_setting
-            WHERE setdatabase IN (0, d.oid)
-              AND (setrole = 0 OR pg_get_userbyid(setrole) = current_user)),
+       'path', regexp_replace(coalesce(schemas, '""'), '([\\ ])', '\\\1', 'g'),
+       'has_settings', current_setting('TimeZone') !~ '^(Etc/)?(UTC|GMT)$'
+                       OR EXISTS (
+                          SELECT FROM pg_db_role_setting
+                           WHERE setdatabase IN (0, d.oid)
+                             AND (setrole = 0
+                                  OR pg_get_userbyid(setrole) = current_user)),
        'locale', concat_ws(' ',
            format('ENCODING %L LC_COLLATE %L LC_CTYPE %L',
                   getdatabaseencoding(), datcollate, datctype),
@@ -3637,7 +3638,8 @@ HINTS = {
         " on a server with the locale of the source"
     ),
     "^(42|3F000|55000).* of a load": (
-        "use the version of PostgreSQL that wrote it, unless the backup lacks it"
+        "use the versions of PostgreSQL and of its extensions that wrote it,"
+        " unless the backup lacks what is missing"
     ),
     "^42P01|relation .* does not|open relation": "it was dropped meanwhile: run again",
     "No such file or directory: '[a-z0-9]+'": (
@@ -3761,7 +3763,7 @@ NEVER_COMPARED = (
 MOST_NAMES = 12  # on a line
 VERDICTS = {BackupIsBad: "failed", unittest.SkipTest: "skipped"}  # else: error
 # Errors whose words are the drill's own, and ends that others ask for:
-SHOWN_AS_THEY_ARE = (Verdict, unittest.SkipTest, KeyboardInterrupt, SystemExit)
+SHOWN_AS_THEY_ARE = (BackupIsBad, unittest.SkipTest, KeyboardInterrupt, SystemExit)
 HEADLINES = {
     PASSED: "The backup restores.",
     "failed": "The backup is bad.",
@@ -3962,6 +3964,8 @@ def shown_fault(error: BaseException) -> BaseException:
     if isinstance(error, OSError):  # a full disk, a folder without rights
         fact = error.strerror or str(error)
         return NotJudged(f"{fact}: {error.filename}", hint_for(str(error)))
+    if isinstance(error, NotJudged):
+        return NotJudged(*error.args)
     if isinstance(error, SHOWN_AS_THEY_ARE):
         return error
     fault = described(error, with_words=False)
@@ -4042,8 +4046,11 @@ def file_path(text: str) -> Path:
 
 
 def django_command(text: str) -> str:
-    """A command for manage.py. Raises ValueError, which argparse tells."""
-    shlex.split(text)
+    """A command for manage.py."""
+    try:
+        shlex.split(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     return filled(text)
 
 
@@ -4212,7 +4219,10 @@ def main(argv: Lines) -> int:
     try:
         options, others = parsed(argv[1:])
         BackupRestoreTests.options = options
-        logging.basicConfig(format="%(message)s")
+        form = "%(message)s"
+        if sys.stderr.isatty():  # in place of what `show` has put into the line
+            form = f"\r{CLEAR}%(message)s"
+        logging.basicConfig(format=form)
         log.setLevel(logging.WARNING)
         if options.verbose:
             log.setLevel(logging.INFO)

@@ -644,6 +644,20 @@ class NamingTests(Case, table=NAMING):
         reading = read(entry(Statement(row.words)))
         self.assertEqual(tuple(sorted(reading.roles)), row.roles)
 
+    def test_rows_by_COPY_and_by_INSERT(self) -> None:
+        """Of a table whose rows would be INSERTs, none need be there."""
+        data = (
+            "-- Data for Name: {}; Type: TABLE DATA; Schema: public; Owner: -\n--\n\n"
+        )
+        parts = (
+            data.format("t") + "COPY public.t (x) FROM stdin;\n1\n\\.\n",
+            data.format("u") + "INSERT INTO public.u VALUES (1);\n",
+            data.format("v"),
+        )
+        reading = read(plain("--\n" + "\n\n--\n".join(parts)))
+        self.assertEqual(reading.problems, [])
+        self.assertEqual(reading.rows, {"table public.t": 1, "table public.u": 1})
+
     def test_INSERT_in_a_literal(self) -> None:
         """What looks like an INSERT in another statement is no row."""
         literal = "CREATE TABLE public.t (\n    x text DEFAULT 'a\nINSERT INTO t;\n');"
