@@ -1971,6 +1971,13 @@ GRANT SELECT ON TABLES TO PUBLIC;
 SELECT lo_from_bytea(4711, '\x00ff0a5c2e0a');
 COMMENT ON LARGE OBJECT 4711 IS 'six bytes';
 """
+# A project may have its tables in a schema of its own, and not make it.
+SCHEMAS = r"""
+SELECT format('CREATE SCHEMA %I', replace(btrim(name, '"'), '$user', current_user))
+  FROM regexp_split_to_table(current_setting('search_path'), ', *') AS name
+ WHERE current_schemas(false) = '{}'
+   AND name <> '' \gexec
+"""
 # Through the identity columns, the sequence and the trigger of the sample.
 SAMPLE_INSERTS = """
 BEGIN;  -- and no COMMIT
@@ -1982,6 +1989,7 @@ INSERT INTO backup_drill.node (item) SELECT max(id) FROM backup_drill.item;
 def rehearsed_backup(server: Database, project: "Project") -> "Backup":
     """A backup of the migrations and the sample; their database is lost."""
     source = made_database(server, "source", server)
+    source.ask(SCHEMAS)
     with step("run the project's migrations"):
         migrate = project.on_alias("migrate", "--noinput", "--verbosity=0")
         project.output_of(migrate, source, timeouts=10)
@@ -3402,7 +3410,7 @@ SELECT json_build_object(
        'version', split_part(version(), ' ', 2),
        'major', current_setting('server_version_num')::integer / 10000,
        'encoding', getdatabaseencoding(),
-       'path', regexp_replace(coalesce(schemas, '""'), '([\\ ])', '\\\1', 'g'),
+       'path', regexp_replace(coalesce(schemas, '""'), '([\\\s])', '\\\1', 'g'),
        'has_settings', current_setting('TimeZone') !~ '^(Etc/)?(UTC|GMT)$'
                        OR EXISTS (
                           SELECT FROM pg_db_role_setting
@@ -3617,6 +3625,7 @@ HINTS = {
     "must be ": "use a role with more rights, or --throwaway",
     "unsupported version": "install the version of PostgreSQL that wrote it",
     "build does not support": "use programs that are built with it",
+    f"{MARK}\\w+'$": "set TMPDIR to a folder that is there, and can be written to",
     "Permission denied": "let the account that runs the drill in there",
     "^53100|No space left|said nothing|child process": "make room on the disk",
     "^53300|too many c": "raise max_connections, or wait for others to leave",

@@ -355,10 +355,11 @@ class PrivateTests(Case):
 
     def test_search_path_of_the_role(self) -> None:
         """It holds for what is restored, too, where checks may rely on it."""
-        sql = 'CREATE SCHEMA "my, ""own"; CREATE TABLE "my, ""own".t AS SELECT 1'
+        own = '"my,\t""own\\"'
+        sql = f"CREATE SCHEMA {own}; CREATE TABLE {own}.t AS SELECT 1"
         check = "SELECT count(*) = 1 FROM t"
         with place() as here, role("SUPERUSER") as user, database(sql) as name:
-            execute("postgres", f'ALTER ROLE {user} SET search_path TO "my, ""own"')
+            execute("postgres", f"ALTER ROLE {user} SET search_path TO {own}")
             over = drilled(here, "--live", "--check", check, database=name, user=user)
         self.assert_verdict(over, "passed")
 

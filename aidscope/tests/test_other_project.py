@@ -557,8 +557,10 @@ DATABASES = {"default": {"ENGINE": ENGINE, **words}}
         {"PGSERVICEFILE": "service"},
     ),
     Connection(
-        "options that name the database, in a rehearsal",
-        ONE + "**SERVER, 'NAME': 'nowhere', 'OPTIONS': {'dbname': 'lifted'}}}",
+        "options that name the database, and a schema of its own, in a rehearsal",
+        ONE
+        + "**SERVER, 'NAME': 'nowhere', 'OPTIONS': {'dbname': 'lifted',"
+        + " 'options': r'-c search_path=\"$user\",\"my\\ own\"'}}}",
         arguments=(),
     ),
     Connection(

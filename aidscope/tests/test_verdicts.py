@@ -1264,7 +1264,7 @@ class ServerTests(Case):
         with place() as here:
             missing = str(here.folder / "missing")
             over = drilled(here, TMPDIR=missing)
-        self.assert_no_work(over, missing)
+        self.assert_no_work(over, missing, "set TMPDIR")
 
     def test_temporary_folder_that_takes_no_server(self) -> None:
         """libpq would take a path with a comma for two hosts, and cannot take any."""
