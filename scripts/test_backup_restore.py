@@ -2465,10 +2465,13 @@ def problems_of_source(reading: Reading, backup: Backup) -> Lines:
     foreign = {f"table {name}" for name in reading.named("FOREIGN TABLE")}
     uncounted = contents.moved | foreign
     had = without(contents.facts, uncounted)
-    counted = {thing for thing, text in contents.facts if text.endswith(" rows")}
-    for table in counted & contents.moved & unfilled_tables(reading, contents):
+    tables = {f"table {name}" for name in rows_of_tables(contents.facts)}
+    for table in tables & contents.moved & unfilled_tables(reading, contents):
         had.add((table, "its data, which change"))
+    there = {f"table {name}" for name in reading.named("TABLE DATA")}
+    lacking = tables - {contents.roots.get(table, table) for table in there}
     told = without(told_facts(reading, contents), uncounted)
+    told -= {(table, "0 rows") for table in lacking}
     problems = list(map(str, unaccepted(differences(had, told), run)))
     if problems and run.options.live and not run.options.backup_command:
         problems.insert(0, "if a table was truncated beside the dump, run again")

@@ -268,6 +268,14 @@ class ContentTests(MakingCase, table=CONTENTS):
         with place() as here, database(sql) as name:
             return commanded(here, *LIVE, "--backup-command", command, source=name)
 
+    def test_empty_table_less(self) -> None:
+        """It is missed though there is no row to be missed."""
+        command = f"{DUMP} -T empty"
+        with place() as here, database("CREATE TABLE empty (); " + KEPT) as name:
+            over = commanded(here, *LIVE, "--backup-command", command, source=name)
+        says = "the backup is damaged\n  expected  table public.empty: 0 rows\n\n"
+        self.assert_verdict(over, "failed", says, act="validation")
+
     def test_value_that_half_a_hash_does_not_tell(self) -> None:
         """Two rows that are one in 32 bits of what is hashed are two."""
         sql = (
