@@ -614,7 +614,7 @@ class Program:
             log.info("%s says:\n%s", self.name, textwrap.indent(words, "  "))
 
     def wait(self) -> float:
-        """The seconds since its start, once it has ended well; raises if it does not."""
+        """The seconds since its start, once it has ended well. Raises if it did not."""
         status = self.popen.wait()
         seconds = round(monotonic() - self.began, 3)
         most = self.timer.interval
@@ -1119,7 +1119,8 @@ SELECT json_build_array('file', 'sequence ' || name, relfilenode)
 # exchange values. ROW() puts any type into text, at thrice the cost; what is
 # named here is as exact without. The rows of a tree of partitions are summed:
 # in which leaf a row lies can change at a restore. `origin` says where the rows
-# are; `size` is for SMALLEST, below. Of each leaf, this is asked:
+# are; `size` is for SMALLEST, below. Of each leaf this is asked, where functions
+# and operators have pg_catalog before them:
 # SELECT count(*) AS n, sum(hashtextextended((
 #        coalesce(hashint4extended(t.id, 17), 0)
 #        # coalesce(hashtextextended(t.title::text COLLATE "C", 42), 0), 0))
@@ -1620,7 +1621,7 @@ class Reading:
         self.has_zeros = False
         self.has_sql_behind = False  # behind a footer
         self.filled: set[Entry] = set()  # those with a COPY block
-        self.has_inserts = False
+        self.has_inserts = False  # as rows
         self.blocks: set[tuple[str, bytes]] = set()  # a table, and its COPY
         self.left_out: dict[Entry, int] = {}  # -> from which line on
         self.swallowed: set[str] = set()  # tables whose data lie in another's
@@ -1797,7 +1798,8 @@ class Reading:
         """Note what no row of a whole block has."""
         if b"\0" in rows:
             self.has_zeros = True
-        if b";" in rows and b"; Type: TABLE DATA; " in rows:  # as above
+        # Again, one byte is looked for first, as it is found faster.
+        if b";" in rows and b"; Type: TABLE DATA; " in rows:
             for entry in self.entries_in(rows):
                 if entry.kind == "TABLE DATA":
                     self.swallowed.add(entry.full_name)
@@ -1851,10 +1853,11 @@ class Reading:
 
     def finish_tables(self) -> None:
         """Note whose data are missing, though the entry is there, or swallowed."""
+        # By INSERT, a table without rows has nothing.
+        has_copies_alone = self.filled and not self.has_inserts
         for entry in self.entries:
-            # By INSERT, a table without rows has nothing.
-            is_expected = self.filled and not self.has_inserts
-            if entry.kind == "TABLE DATA" and is_expected and entry not in self.filled:
+            is_empty = entry.kind == "TABLE DATA" and entry not in self.filled
+            if has_copies_alone and is_empty:
                 self.problems.append(f"{entry.thing}: missing")
         for table in self.swallowed & self.tables_without_data:
             self.problems.append(f"table {table}: its data lie in another's COPY block")
@@ -2614,8 +2617,9 @@ def with_path_of(source: Database, server: Database) -> Database:
 def database_for(backup: Backup, server: Database) -> Database:
     """An empty database for a backup.
 
-    For a restore command it has the source's name: pg_restore --create, and
-    what pg_dumpall writes, ignore the target that they are given.
+    For a restore command it has the name of the source, or that which the file
+    tells: pg_restore --create, and what pg_dumpall writes, ignore the target that
+    they are given.
     """
     names = backup.announced.named("DATABASE")
     if backup.source:
@@ -2664,10 +2668,10 @@ def loading(
             yield pg_restore
         return
     words = ["-1"]
-    commands = output_of(restored.started("psql", "--help=commands"))
-    # Then a backup can give psql no command.
-    if "\\restrict" in commands and not reading.noted["restrict"]:
-        words += ["-c", f"\\restrict {os.urandom(16).hex()}"]
+    if not reading.noted["restrict"]:
+        commands = output_of(restored.started("psql", "--help=commands"))
+        if "\\restrict" in commands:  # then the backup can give psql no command
+            words += ["-c", f"\\restrict {os.urandom(16).hex()}"]
     with (
         backup.sql(restored.programs) as (stream, makers),
         without_left_out(stream, reading, restored.run) as sql,
