@@ -1117,13 +1117,15 @@ SELECT json_build_array('file', 'sequence ' || name, relfilenode)
 # column's name: a restore may order the columns of an inheritance child
 # differently. It is hashed once more before it is summed, else two rows could
 # exchange values. ROW() puts any type into text, at thrice the cost; what is
-# named here is as exact without. The rows of a tree of partitions are summed:
-# in which leaf a row lies can change at a restore. `origin` says where the rows
-# are; `size` is for SMALLEST, below. Of each leaf this is asked, where functions
-# and operators have pg_catalog before them:
-# SELECT count(*) AS n, sum(hashtextextended((
-#        coalesce(hashint4extended(t.id, 17), 0)
-#        # coalesce(hashtextextended(t.title::text COLLATE "C", 42), 0), 0))
+# named here is as exact without. hashint8extended folds its number into 32 bits;
+# hashint4extended does not fold its seed of 64, for which such a number stands.
+# The rows of a tree of partitions are summed: in which leaf a row lies can change
+# at a restore. `origin` says where the rows are; `size` is for SMALLEST, below.
+# Of each leaf this is asked, where functions and operators have pg_catalog before
+# them:
+# SELECT count(*) AS n, sum(hashint4extended(0,
+#        coalesce(hashint4extended(17, t.id), 0)
+#        # coalesce(hashtextextended(t.title::text COLLATE "C", 42), 0)))
 #        AS total FROM ONLY public.film AS t
 ROWS = r"""
 SELECT CASE WHEN bool_or(is_planned) THEN 'SET search_path TO DEFAULT' END,
@@ -1144,8 +1146,7 @@ SELECT CASE WHEN bool_or(is_planned) THEN 'SET search_path TO DEFAULT' END,
                OR EXISTS (SELECT FROM pg_statistic_ext
                            WHERE stxrelid = r.oid) AS is_planned,
                format('SELECT pg_catalog.count(*) AS n, pg_catalog.sum('
-                      'pg_catalog.hashtextextended((%1$s)::text COLLATE "C", 0)) '
-                      'AS total FROM '
+                      'pg_catalog.hashint4extended(0, %1$s)) AS total FROM '
                       || :'origin', coalesce(hash, '0'), r.origin, r.sql) AS query
           FROM relation AS r
           LEFT JOIN relation AS root
@@ -1153,13 +1154,17 @@ SELECT CASE WHEN bool_or(is_planned) THEN 'SET search_path TO DEFAULT' END,
           LEFT JOIN (
                SELECT attrelid,
                       string_agg(format('coalesce(pg_catalog.' || CASE
-                          WHEN atttypid = 'int4'::regtype
+                          WHEN atttypid = 'int8'::regtype
+                          THEN 'hashint4extended(%2$s, t.%1$I)'
+                          WHEN atttypid = ANY ('{int2, int4}'::regtype[])
                           THEN 'hashint4extended(t.%I, %s)'
+                          WHEN atttypid = 'uuid'::regtype
+                          THEN 'uuid_hash_extended(t.%I, %s)'
                           WHEN atttypid = 'bpchar'::regtype AND atttypmod > 0
                           THEN 'hashbpcharextended(t.%I COLLATE "C", %s)'
-                          WHEN atttypid = ANY ('{bool, int2, int8, float8,
-                              numeric, date, uuid, timestamp, timestamptz,
-                              text, varchar, json, jsonb}'::regtype[])
+                          WHEN atttypid = ANY ('{bool, float8, numeric, date,
+                              timestamp, timestamptz, text, varchar, json,
+                              jsonb}'::regtype[])
                           THEN 'hashtextextended(t.%I::text COLLATE "C", %s)'
                           ELSE 'hashtextextended(ROW(t.%I)::text COLLATE "C", %s)'
                           END || ', 0)', attname, hashtext(attname::text)),
@@ -3452,7 +3457,7 @@ case $(uname) in Darwin) letters=C ;; esac
     -c fsync=off -c synchronous_commit=off -c full_page_writes=off \
     -c autovacuum=off -c wal_level=minimal -c max_wal_senders=0 \
     -c max_wal_size=4GB -c max_locks_per_transaction=1024 \
-    -c allow_in_place_tablespaces=on" || {
+    -c dynamic_shared_memory_type=mmap -c allow_in_place_tablespaces=on" || {
     tail -n 9 "$1/log" >&2
     exit 1
 }

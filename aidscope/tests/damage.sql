@@ -54,6 +54,13 @@ UPDATE backup_drill.event SET at = at + interval '50 hours' WHERE at =
 -- a large number has the same halves:
 -- > found     table extra.short: rows with hash ...
 UPDATE extra.short SET big = 4294967296 WHERE big = 1;
+-- a large number changes its sign:
+-- > found     table extra.short: rows with hash ...
+UPDATE extra.short SET big = -1 WHERE big = 1;
+-- a digit of a UUID is changed:
+-- > found     table extra.short: rows with hash ...
+UPDATE extra.short SET number = '12345678-9abc-def0-1234-56789abcdef1'
+ WHERE number IS NOT NULL;
 -- two numbers are swapped within a row:
 -- > found     table extra.short: rows with hash ...
 UPDATE extra.short SET whole = other, other = whole;

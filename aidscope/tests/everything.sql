@@ -81,11 +81,12 @@ CREATE TABLE extra.short (                          -- each kind of value that i
     whole    integer,
     other    integer,
     big      bigint,
-    mark     char(4)
+    mark     char(4),
+    number   uuid
 );
 INSERT INTO extra.short
-VALUES (true, 1, 1, 2, 1, 'a'),
-       (NULL, NULL, NULL, NULL, NULL, NULL);
+VALUES (true, 1, 1, 2, 1, 'a', '12345678-9abc-def0-1234-56789abcdef0'),
+       (NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 CREATE TABLE extra.person (id integer, mail text);  -- see damage.sql
 INSERT INTO extra.person

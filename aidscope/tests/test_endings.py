@@ -479,6 +479,7 @@ class FrozenServerTests(Case):
             self.assertGreater(len(family), 1)
             for member in family:
                 kill(member, signal.SIGSTOP)
+            memory = Path(f"/proc/{postmaster}/maps").read_text()
             process.kill()
             here.ended(process)
             left = here.leftovers(BOUND)
@@ -487,6 +488,8 @@ class FrozenServerTests(Case):
                 kill(member, signal.SIGKILL)
         self.assertEqual(left, [])
         self.assertTrue(is_over)
+        # It would stay, as only a server removes it that ends by itself.
+        self.assertNotIn("/dev/shm/PostgreSQL", memory)
 
 
 def private_server_in(here: Place) -> int:
