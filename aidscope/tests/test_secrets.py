@@ -507,11 +507,14 @@ class DefinitionTests(Case, table=SPOILED):
 # The value is the name of a table that a load makes later, or never.
 NAMING = f"""
 CREATE FUNCTION public.named(word text) RETURNS oid
-LANGUAGE sql IMMUTABLE AS 'SELECT word::regclass::oid';
+LANGUAGE sql IMMUTABLE AS 'SELECT 1::oid';
 CREATE TABLE public."{SECRET}" ();
 CREATE TABLE public.kept (word text);
 INSERT INTO public.kept VALUES ('"{SECRET}"');
-ALTER TABLE public.kept ADD EXCLUDE USING btree (public.named(word) WITH =)
+ALTER TABLE public.kept ADD EXCLUDE USING btree (public.named(word) WITH =);
+-- Later, as from PostgreSQL 17 on no index is made that needs a search_path.
+CREATE OR REPLACE FUNCTION public.named(word text) RETURNS oid
+LANGUAGE sql IMMUTABLE AS 'SELECT word::regclass::oid'
 """
 FUSSY = f"""
 CREATE FUNCTION public.fussy(word text) RETURNS boolean LANGUAGE plpgsql AS $$BEGIN
