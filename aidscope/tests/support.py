@@ -830,6 +830,6 @@ def changed(pattern: bytes, by: bytes) -> Callable[[Path], None]:
 
 def plain(sql: str) -> str:
     """A plain backup of this SQL, which begins in its fifth line."""
-    comments = "PostgreSQL database dump", "PostgreSQL database dump complete"
-    head, foot = (f"--\n-- {comment}\n--\n\n" for comment in comments)
-    return f"{head}{sql}\n\n{foot}"
+    title = "-- PostgreSQL database dump"
+    head = f"--\n{title}\n--\n-- Dumped by pg_dump version {version()}\n"
+    return f"{head}{sql}\n\n--\n{title} complete\n--\n\n"

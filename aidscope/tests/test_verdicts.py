@@ -165,9 +165,6 @@ ALWAYS = (
         "22P04",
         "table data shop.article",
     ),
-    Bad(
-        "no SQL", replaced(b"CREATE VIEW", b"CREATE VEIW"), "42601", "view shop.double"
-    ),
     Bad("a schema twice", twice(b"SCHEMA", b"shop"), "42P06", "schema shop"),
     Bad("a table twice", twice(b"TABLE", b"sale"), "42P07", "table shop.sale"),
     Bad(
@@ -203,6 +200,9 @@ ALWAYS = (
     ),
 )
 ON_SAME_MAJOR = (
+    Bad(
+        "no SQL", replaced(b"CREATE VIEW", b"CREATE VEIW"), "42601", "view shop.double"
+    ),
     Bad("no table", without(b"TABLE", b"sale"), "42P01", "table data shop.sale"),
     Bad(
         "no column",
@@ -1001,6 +1001,7 @@ class Control(Row):
 
 
 OF_ROWS = r"^rows with hash \w+$"
+NODE = "table backup_drill.node"
 CONTROLS = (
     Control(
         "the reader",
@@ -1009,6 +1010,14 @@ CONTROLS = (
         BlindReading,
         "validation",
         "the drill's own control failed\n  the reader",
+    ),
+    Control(
+        "the reader of rows",
+        drill.Reading,
+        "take_block",
+        lambda *_: None,
+        "validation",
+        "the drill's own control failed\n  the reader took cut data",
     ),
     Control(
         "the checksum",
@@ -1033,6 +1042,14 @@ CONTROLS = (
         drill.ROWS.replace("sum(total)", "sum(0 * total)"),
         "restore",
         "saw no change of a value",
+    ),
+    Control(
+        "the comparison of one table",
+        drill,
+        "differences",
+        lambda *sides: compare(*(drill.without(side, {NODE}) for side in sides)),
+        "restore",
+        "saw no change of a value of table backup_drill.node",
     ),
     Control(
         "the comparison of definitions",
@@ -1067,13 +1084,12 @@ class ControlTests(Case, table=CONTROLS):
     def judge(self, row: Control) -> None:
         """It is an error of the check's."""
         found = drill.contents_from(made().facts, made().definitions)
-        beginning = made().reading.beginning
         with (
             patch.object(row.target, row.name, row.blind),
             self.assertRaises(drill.NotJudged) as raised,
         ):
             if row.act == "validation":
-                drill.require_damage_seen(beginning)
+                drill.require_damage_seen(made().reading)
             else:
                 drill.require_differences_seen(made().restored, found)
         self.assertIn(row.says, str(raised.exception))
