@@ -35,19 +35,28 @@ contents, differences; then how it is done: reading a backup, the source, a
 backup that exists, validation, restore, the project, own commands, servers,
 hints, the evidence, the command line. Whoever has one question may begin here:
 
-    what is dropped, and nothing else   DROPPABLE, DROP, scratch_work
-    what a signal ends, or a kill       interrupt, Run.started, guarded, GUARD
+    what is dropped, and nothing else   DROPPABLE, DROP, drop_databases,
+                                        scratch_work
+    what a signal ends, or a kill       GUARD, interrupt, guarded, Run.started;
+                                        who cleans up: setUpClass, main
     how long a program may take         Run.started, Program.wait
-    which errors blame the backup       ALWAYS, verdict_on_load
-    why no password is shown            Run.redacted, named_database, described
+    which errors blame the backup       ALWAYS, verdict_on_load;
+                                        of own commands: verdict_on_command
+    what is taken for a secret          SECRET, secrets_in, definitions_in
+    why no password is shown            Run.redacted, named_database, answer_of,
+                                        described
     why no row is shown                 MEANINGS, Report.sentence
-    what of a row is compared           ROWS
+    what of a row is compared           PINNED, ROWS
+    what of a definition is compared    definitions_in, contents_apart
     why a definition may be rewritten   Drill.loaded, Drill.compare
-    what checks the checks              require_differences_seen
+    what a file is compared with        problems_of_source; of one that exists:
+                                        told_facts, expected_of_existing
+    what checks the checks              require_differences_seen,
                                         require_damage_seen
-    what counts as data in a file       TELLING, Reading.take
-                                        Reading.take_block, Reading.take_rows,
-                                        Reading.take_insert
+    what counts as data in a file       TELLING, Reading.take,
+                                        Reading.take_block, Reading.take_insert
+    where data have lost their end      END_OF_DATA, Reading.take_block,
+                                        Reading.check_rows, Reading.finish_tables
     what is only text in a file         Reading.end_texts, opened_in
     what is never loaded                Reading.note, require_loadable
     what files are taken for            KNOWN_FORMATS, readable_backup
@@ -347,7 +356,7 @@ class Drill:
         apart = unaccepted(contents_apart(expected, found), restored.run)
         if not expected.definitions & found.definitions:
             fact += f"\n  {ELSEWHERE}"
-        refuse(fact, apart)
+        require_none(fact, apart)
         if not rows_of_tables(found.facts):  # whatever was accepted
             raise BackupIsBad("no table came back")
         self.facts.update(counts_of(expected))
@@ -361,10 +370,13 @@ class Drill:
 # group of a guard, and ends with that group, however this process ends.
 
 # The guard waits for the end of its stdin, which this process alone holds open.
-# Then it ends its group, by TERM, as programs that write would fill the folder
-# again; what left the group, as below `timeout` and `setsid`, but knows the
-# folder by a variable, where there is a /proc; the private server, by QUIT, which
-# waits for nothing; its children, if that was not heard; and the folder $1.
+# Then it ends, in this order:
+# - its group, by TERM, as programs that still write would fill the folder again;
+# - what has left the group, as below `timeout` and `setsid`, but has the folder $1
+#   in its environment, as the value of BACKUP_DRILL, where there is a /proc;
+# - the private server, by QUIT, which waits for nothing; after 10 seconds by KILL,
+#   and then its children, too, which have groups of their own;
+# - the folder; and at last all that did not hear TERM, and itself.
 GUARD = r"""
 trap '' HUP INT TERM
 end_strays() {
@@ -781,7 +793,7 @@ def report_in(said: str) -> Report | None:
     return found
 
 
-def refuse(fact: str, sentences: Collection[object]) -> None:
+def require_none(fact: str, sentences: Collection[object]) -> None:
     """Fail with the fact and the sentences, unless there are none."""
     if sentences:
         raise BackupIsBad(f"{fact}\n{indented(sentences)}")
@@ -1021,8 +1033,10 @@ class Contents:
     reasons: Words  # object -> why no backup carries it as it is
     extensions: Words  # table or sequence -> the extension that has it
     roots: Words  # partition -> the table at the top, where its rows count
-    moved: Things = frozenset()  # whose facts changed meanwhile, or are not told
-    altered: Things = frozenset()  # whose definitions did
+    # Not compared are things of which the facts changed meanwhile, or are not told,
+    # and those of which the definitions did.
+    moved: Things = frozenset()
+    altered: Things = frozenset()
 
     @cached_property
     def definitions(self) -> set[Line]:
@@ -1092,8 +1106,8 @@ relation AS (
        AND (extension IS NOT NULL
             OR ('pg_class'::regclass, c.oid) NOT IN (TABLE member)))
 """
-# These queries come behind RELATION. psql runs each cell of a result before
-# \gexec as a statement.
+# These queries come behind RELATION, which ends before its SELECT. psql runs each
+# cell of a result before \gexec as a statement.
 LOCKS = r"""
 SELECT format('LOCK TABLE ONLY %s IN ACCESS SHARE MODE', sql)
   FROM relation
@@ -1114,16 +1128,15 @@ SELECT json_build_array('file', 'sequence ' || name, relfilenode)
   FROM relation
  WHERE relkind = 'S';
 """
-# A row's hash is the XOR of its values' hashes, each with a seed of its
+# A row's hash is the XOR of its values' hashes, each with a seed, the hash of its
 # column's name: a restore may order the columns of an inheritance child
 # differently. It is hashed once more before it is summed, else two rows could
 # exchange values. ROW() puts any type into text, at thrice the cost; what is
-# named here is as exact without. hashint8extended folds its number into 32 bits;
-# hashint4extended does not fold its seed of 64, for which such a number stands.
-# The rows of a tree of partitions are summed: in which leaf a row lies can change
-# at a restore. `origin` says where the rows are; `size` is for SMALLEST, below.
-# Of each leaf this is asked, where functions and operators have pg_catalog before
-# them:
+# named here is as exact without. A bigint takes the place of the seed, of 64 bits,
+# as hashint8extended folds it into 32. The rows of a tree of partitions are
+# summed: in which leaf a row lies can change at a restore. `origin` says where the
+# rows are; `size` is for SMALLEST, below. Of each leaf this is asked, where
+# functions and operators have pg_catalog before them:
 # SELECT count(*) AS n, sum(hashint4extended(0,
 #        coalesce(hashint4extended(17, t.id), 0)
 #        # coalesce(hashtextextended(t.title::text COLLATE "C", 42), 0)))
@@ -1542,7 +1555,7 @@ OPENING = re.compile(rb"""%b|['"]|\Z""" % BODY)
 # Kinds in which a quote opens nothing.
 WITHOUT_TEXTS = ("", BEHIND, "BLOBS")
 # COPY public.film (id, name) FROM stdin;
-COPY_END = b" FROM stdin;\n"
+FROM_STDIN = b" FROM stdin;\n"  # behind it come the rows
 # SELECT pg_catalog.setval('public.film_id_seq', 1000, true);
 SETVAL_END = rb"', (-?\d+), (true|false)\);\n\Z"
 # The beginning of a line -> what it tells, with the value in its group; the
@@ -1767,7 +1780,7 @@ class Reading:
 
     def take_block(self, line: bytes) -> None:
         """Count the rows of a COPY block, which begins with the line."""
-        if not self.last.endswith(COPY_END):  # so the data of the entry are missing
+        if not self.last.endswith(FROM_STDIN):  # so the data of the entry are missing
             return
         table = f"table {self.entry.full_name}"
         # Names that differ by a line feed have one comment.
@@ -1781,7 +1794,7 @@ class Reading:
         for piece in iter(self.rows_ahead, b""):
             if piece == END_OF_DATA and before.endswith(b"\n"):
                 break
-            self.take_rows(piece)
+            self.check_rows(piece)
             rows += piece.count(b"\n")
             before = piece
         else:
@@ -1804,7 +1817,7 @@ class Reading:
             return self.file.readline(LONGEST)
         return self.file.read(last + 1)
 
-    def take_rows(self, rows: bytes) -> None:
+    def check_rows(self, rows: bytes) -> None:
         """Note what no row of a whole block has."""
         if b"\0" in rows:
             self.has_zeros = True
@@ -2005,7 +2018,7 @@ def rehearsed_backup(server: Database, project: "Project") -> "Backup":
     source.ask(SCHEMAS)
     with step("run the project's migrations"):
         migrate = project.on_alias("migrate", "--noinput", "--verbosity=0")
-        project.output_of(migrate, source, timeouts=10)
+        project.manage(migrate, source, timeouts=10)
     sample = SAMPLE
     if source.encoding != "UTF8":
         sample = SAMPLE.encode("ascii", "replace").decode()
@@ -2078,7 +2091,7 @@ def commanded_backup(source: Database, project: "Project") -> "Backup":
     moved = {thing for thing, _ in before.facts ^ after.facts}
     altered = {thing for thing, _ in before.definitions ^ after.definitions}
     if run.options.rehearsal:  # nobody else can have done it
-        refuse("the backup command changed its source", sorted(moved | altered))
+        require_none("the backup command changed its source", sorted(moved | altered))
     backup = adopted_backup(path, run)
     return replace(
         backup,
@@ -2337,7 +2350,7 @@ def require_sql(path: Path, announced: Reading) -> None:
         raise NotReadable(
             f"{path} is no backup of pg_dump's",
             shown,
-            "name the backup",
+            "name a file or folder that pg_dump has written",
         )
 
 
@@ -2388,7 +2401,7 @@ def validated_reading(backup: Backup, server: Database) -> tuple[Reading, str]:
         problems = ["it is empty"]
     if backup.sha256:
         problems = problems_of_checksum(sha256, backup.sha256) + problems
-    refuse("the backup is damaged", problems)
+    require_none("the backup is damaged", problems)
     if backup.format != UNREAD:
         require_loadable(reading, server)
         require_damage_seen(reading)
@@ -2801,7 +2814,7 @@ def read_back(restored: Database, project: "Project") -> tuple[Contents, str]:
     ):
         if not restored.run.options.rehearsal:  # it compares their table
             show_plan = project.on_alias("showmigrations", "--plan")
-            plan = project.output_of(show_plan, restored)
+            plan = project.manage(show_plan, restored)
         return contents(), plan
 
 
@@ -2929,7 +2942,7 @@ def require_checks(
         for check, verdict in verdicts.items()
         if verdict != PASSED
     ]
-    refuse("a check of the restored database failed", failed)
+    require_none("a check of the restored database failed", failed)
 
 
 def verdict_on_check(restored: Database, check: str) -> str:
@@ -2954,7 +2967,7 @@ def verdict_on_manage(
 ) -> str:
     """Whether a management command succeeds, else why not."""
     try:
-        project.output_of(shlex.split(command), restored)
+        project.manage(shlex.split(command), restored)
     except ProjectFails as failure:
         return str(failure.args[1])
     return PASSED
@@ -3018,10 +3031,10 @@ class Project:
         """A command of Django's about the alias."""
         return (*command, f"--database={self.run.options.database}")
 
-    def output_of(
+    def manage(
         self, command: Iterable[str], database: Database, timeouts: int = 1
     ) -> str:
-        """What a command of Django's prints, on the database alone."""
+        """What a management command prints, on the database alone."""
         name, *_ = command
         words = (COMMAND, self.request(database), *command)
         return answer_of(self.run, f"manage.py {name}", timeouts, *words)
@@ -3034,7 +3047,12 @@ class Project:
                 place[word.upper()] = database.words[word]
         options = self.run.options
         return json.dumps(
-            [options.database, place, database.options(), options.rehearsal]
+            {
+                "alias": options.database,
+                "place": place,
+                "options": database.options(),
+                "shows_words": options.rehearsal,
+            }
         )
 
 
@@ -3123,7 +3141,7 @@ def answer(verb: str, *words: str) -> NoReturn:
             print(error, file=errors)  # whole, as manage.py does
         # Until they are described, no secret is known that words might hold; and
         # the words of a command on a restored database might hold rows.
-        with_words = verb == COMMAND and json.loads(words[0])[-1]
+        with_words = verb == COMMAND and json.loads(words[0])["shows_words"]
         print(FAILS, described(error, with_words), file=errors)
         if isinstance(error, NotJudged):
             end(MUST_NOT_RUN)
@@ -3238,7 +3256,8 @@ def run_on_scratch_database(
     stdout: IO[str],
 ) -> None:
     """Run a command while every alias leads to the place of the request."""
-    alias, place, options, _ = json.loads(request)
+    asked = json.loads(request)
+    place = asked["place"]
     import django
     from django.conf import settings
     from django.core.management import call_command
@@ -3247,21 +3266,21 @@ def run_on_scratch_database(
     if connections.all(initialized_only=True):
         raise NotJudged("the settings module connects to a database")
     databases = connections.settings
-    own = databases[alias]
+    own = databases[asked["alias"]]
     kept = {**own["OPTIONS"]}
     hidden = ["DATABASE_URL", "PGDATABASE"]
     if "HOST" in place:  # a private server, of which the settings know nothing
         kept.clear()
         hidden += [name for name in environ if name.startswith("PG")]
-    for word in ("dbname", "pool"):
+    for word in ("dbname", "pool"):  # another name; connections that outlast
         kept.pop(word, None)
     for name in hidden:
         environ.pop(name, None)
-    scratch = {**own, **place, "OPTIONS": {**kept, "options": options}}
+    scratch = {**own, **place, "OPTIONS": {**kept, "options": asked["options"]}}
     # What the handler is given counts, whatever object the settings are.
     connections._settings = {name: dict(scratch) for name in databases}
     databases.update(connections._settings)  # for those who read settings.DATABASES
-    del connections.settings
+    del connections.settings  # they are cached, from before
     django.setup()
     for database in connections.settings.values():
         for word in ("NAME", "HOST", "PORT"):
@@ -3698,15 +3717,15 @@ def hint_for(words: str) -> str:
 def step(what: str) -> Iterator[None]:
     """Report what the block does, since when, and how long it took."""
     began = monotonic()
-    show(f"{what}, since {datetime.now():%H:%M:%S}")
+    show_on_terminal(f"{what}, since {datetime.now():%H:%M:%S}")
     try:
         yield
     finally:
-        show("")
+        show_on_terminal("")
         log.info("%8.2f s  %s", monotonic() - began, what)
 
 
-def show(text: str) -> None:
+def show_on_terminal(text: str) -> None:
     """Show a text on a terminal, in place of what stands in its line."""
     with suppress(OSError):  # it may be gone
         if sys.stderr.isatty():
@@ -4062,14 +4081,14 @@ def duration(text: str) -> float:
 
 
 def filled(text: str) -> str:
-    """A text that is not empty, as that of a variable which is not set is."""
+    """A text that is not empty, as "$FILE" is where the variable is not set."""
     if not text.strip():
         raise argparse.ArgumentTypeError("it is empty: is a variable not set?")
     return text
 
 
 def file_path(text: str) -> Path:
-    """The path of a file, which holds in any folder."""
+    """The path of a file, made absolute."""
     try:
         return Path(filled(text)).absolute()
     except FileNotFoundError:  # of the working directory
@@ -4115,9 +4134,9 @@ OPTIONS = {
         ),
         "--throwaway": (
             {"action": argparse.BooleanOptionalAction},
-            "work on a private server, as --live and --backup do",
+            "work on a private server; --live and --backup do so anyway",
         ),
-        "--strict": (FLAG, "skip nothing, replace nothing"),
+        "--strict": (FLAG, "what is missing is an error: no skip, no substitute"),
     },
     "limits and checks": {
         "--timeout": (
@@ -4137,7 +4156,7 @@ OPTIONS = {
         "--accept": ({**SEVERAL, "metavar": "GLOB"}, "differences that are no fault"),
     },
     "output": {
-        "-v --verbose": (FLAG, "show each step and its duration"),
+        "-v --verbose": (FLAG, "show each step, and what commands print"),
         "--report": (FILE, "write the evidence as JSON"),
     },
 }
@@ -4253,7 +4272,7 @@ def main(argv: Lines) -> int:
         options, others = parsed(argv[1:])
         BackupRestoreTests.options = options
         form = "%(message)s"
-        if sys.stderr.isatty():  # in place of what `show` has put into the line
+        if sys.stderr.isatty():  # in place of what `step` has put into the line
             form = f"\r{CLEAR}%(message)s"
         logging.basicConfig(format=form)
         log.setLevel(logging.WARNING)

@@ -49,7 +49,7 @@ set_up = drill.Drill.set_up
 class ProjectWithoutApps(drill.Project):
     """A project whose commands do nothing."""
 
-    def output_of(self, *_: object, **__: object) -> str:
+    def manage(self, *_: object, **__: object) -> str:
         """What none of them prints."""
         return ""
 
@@ -57,12 +57,12 @@ class ProjectWithoutApps(drill.Project):
 class ProjectWithCommands(drill.Project):
     """A project of which the commands of users are run, but none of the drill's."""
 
-    def output_of(self, command: Iterable[str], *how: Any, **more: Any) -> str:
+    def manage(self, command: Iterable[str], *how: Any, **more: Any) -> str:
         """What such a command prints."""
         name, *_ = command
         if name == "showmigrations":
             return ""
-        return super().output_of(command, *how, **more)
+        return super().manage(command, *how, **more)
 
 
 def project_on(

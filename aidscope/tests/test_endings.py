@@ -334,14 +334,14 @@ def slow_project(here: Place, waits: str) -> dict[str, str]:
 class HurriedProject(drill.Project):
     """A project whose commands alone have a second for each operation."""
 
-    def output_of(
+    def manage(
         self, command: Iterable[str], database: drill.Database, timeouts: int = 1
     ) -> str:
         """What a command prints."""
         run = limited(self.run, 1)
         hurried = replace(self, run=run)
         database = replace(database, run=run)
-        return drill.Project.output_of(hurried, command, database, timeouts)
+        return drill.Project.manage(hurried, command, database, timeouts)
 
 
 def migrated(here: Place, waits: str) -> Ended:
