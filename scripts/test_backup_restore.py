@@ -2560,7 +2560,7 @@ def require_damage_seen(reading: Reading) -> None:
     lines = beginning.split(b"\n")
     data = min((entry.line for entry in reading.filled), default=len(lines))
     if b"\\." in lines[data:]:
-        cut = b"\n".join(lines[: lines.index(b"\\.", data)])
+        cut = b"\n".join([*lines[: lines.index(b"\\.", data)], b""])
         if "has no end" not in str(Reading(io.BytesIO(cut)).problems):
             raise NotJudged(control, "the reader took cut data for whole")
     before = hashlib.sha256(beginning)
@@ -3250,11 +3250,7 @@ def secrets_in(databases: dict[str, Any], words: dict[str, Any]) -> Lines:
     return [str(text) for name, text in named if text and re.search(SECRET, name)]
 
 
-def run_on_scratch_database(
-    request: str,
-    *command: str,
-    stdout: IO[str],
-) -> None:
+def run_on_scratch_database(request: str, *command: str, stdout: IO[str]) -> None:
     """Run a command while every alias leads to the place of the request."""
     asked = json.loads(request)
     place = asked["place"]
