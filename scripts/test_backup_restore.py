@@ -3678,6 +3678,7 @@ HINTS = {
     '(database|role) ".*" does not': "check the names of database and user",
     "pg_hba.conf|SSL[ ,]": "check sslmode and its files, and pg_hba.conf",
     "startup parameter": "let the settings name the server, not its pooler",
+    "idle_session_timeout": "use PostgreSQL 14 or later, as Django does",
     "Error loading .* module": "install the driver, or name another: --database",
     r"^the settings: (Value|Parse|UnknownScheme|\w*Decode)Error \(in": ENCODE,
     "invalid connection option": "take it out of OPTIONS: these programs are older",
