@@ -16,7 +16,9 @@ import sys
 import unittest
 from collections.abc import Iterable, Iterator
 from contextlib import (
+    AbstractContextManager,
     ExitStack,
+    closing,
     contextmanager,
     nullcontext,
     redirect_stderr,
@@ -25,8 +27,11 @@ from contextlib import (
 from dataclasses import dataclass, replace
 from functools import cache
 from multiprocessing.util import Finalize
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
+
+import psycopg2
 
 from aidscope.tests.support import (
     NUMBERS,
@@ -37,6 +42,7 @@ from aidscope.tests.support import (
     execute,
     folder,
     query,
+    rows_of,
     version,
 )
 from aidscope.tests.support import server as server_of_tests
@@ -44,6 +50,7 @@ from scripts import test_backup_restore as drill
 
 described_project = drill.described_project
 set_up = drill.Drill.set_up
+ENVIRONMENT = dict(os.environ)
 
 
 class ProjectWithoutApps(drill.Project):
@@ -92,7 +99,8 @@ def drilled(
 
     The secrets are what the settings hold besides. With a settings module the project
     is a real one, whose code runs in processes of its own. Runs on the server of the
-    tests share a guard, a folder and a lock, but for one that is alone.
+    tests share a guard, a folder and a lock, and private ones a private server, which
+    is as new for each; but for one that is alone.
     """
     if settings:
         environment["DJANGO_SETTINGS_MODULE"] = settings
@@ -106,17 +114,22 @@ def drilled(
         return project_on(run, here.home, database, user, kind)
 
     def set_up_once(judge: drill.Drill) -> None:
-        if not shared or judge.options.private:
+        if not shared:
             set_up(judge)
             return
         run = replace(shared.run, options=judge.options, facts=judge.facts)
+        judge.project = described(run)
+        run = judge.project.run
         if "PATH" not in environment:
             # What it would find of the programs of the place.
             run.__dict__["installed"] = f"{here.bin}:pg_dump (PostgreSQL) {version()}"
-        judge.project = described(run)
-        judge.configured = drill.configured_database(judge.project)
-        judge.is_private = False
+        judge.is_private = judge.options.private
+        judge.configured = None
+        if judge.options.live or not judge.is_private:
+            judge.configured = drill.configured_database(judge.project)
         judge.enter(emptied(run, judge.configured))
+        if judge.is_private:
+            judge.__dict__["starting"] = judge.enter(private_server(judge.project))
 
     with (
         redirect_stdout(io.StringIO()) as stdout,
@@ -136,7 +149,7 @@ def drilled(
 
 
 @contextmanager
-def emptied(run: drill.Run, database: drill.Database) -> Iterator[None]:
+def emptied(run: drill.Run, database: drill.Database | None) -> Iterator[None]:
     """The run's databases and files are gone after the block."""
     try:
         yield
@@ -148,6 +161,54 @@ def emptied(run: drill.Run, database: drill.Database) -> Iterator[None]:
             drill.drop_databases(database)
         shutil.rmtree(run.folder, ignore_errors=True)
         run.folder.mkdir(mode=0o700)
+
+
+# What a private server has that a new one has not; databases come before what their
+# objects are of.
+ADDED = """
+SELECT format('DROP DATABASE %I WITH (FORCE)', datname)
+  FROM pg_database
+ WHERE datname NOT IN ('postgres', 'template0', 'template1')
+ UNION ALL
+SELECT format('DROP TABLESPACE %I', spcname) FROM pg_tablespace WHERE spcname !~ '^pg_'
+ UNION ALL
+SELECT format('DROP ROLE %I', rolname)
+  FROM pg_roles
+ WHERE rolname !~ '^pg_' AND rolname <> 'postgres'
+"""
+
+
+@contextmanager
+def private_server(
+    project: drill.Project,
+) -> Iterator[tuple[drill.Database, drill.Program]]:
+    """A private server for the project's run, with its start; new after the block."""
+    server, program = lasting_private_server()
+    run = project.run
+    words = {**server.words, "options": project.options}
+    programs = drill.found_programs(run, drill.NEWEST, drill.SERVER_PROGRAMS)
+    try:
+        yield replace(server, run=run, words=words, programs=programs), program
+    finally:
+        there = Server(Path(server.words["host"]))
+        try:
+            with closing(there.session("postgres")) as session:
+                for (drop,) in rows_of(session, ADDED):
+                    rows_of(session, drop)
+        except psycopg2.Error:  # the next run is given another one
+            lasting_private_server.cache_clear()
+            raise
+
+
+@cache
+def lasting_private_server() -> tuple[drill.Database, drill.Program]:
+    """The private server of runs that share one, with its start."""
+    stack, run = begun_run()
+    starting = drill.starting_server(project_on(run, server_of_tests()), drill.NEWEST)
+    with own_environment():
+        server, program = stack.enter_context(starting)
+    program.wait()
+    return server, program
 
 
 # --- One database, its backup, and what came back -------------------------------------
@@ -165,13 +226,23 @@ class Made:
     definitions: str  # that pg_dump tells of it
 
 
-def working_server() -> drill.Database:
-    """The server of the tests, as a run of the drill's sees it that has begun."""
+def begun_run() -> tuple[ExitStack, drill.Run]:
+    """A run of the drill's that lasts as long as this process, and what ends it."""
     stack = ExitStack()
     Finalize(None, stack.close, exitpriority=2)  # before the server ends
     options, _ = drill.parsed(["--live", "--no-throwaway", "--timeout", "60"])
-    with patch.dict(os.environ, TMPDIR=str(folder())):
-        run = stack.enter_context(drill.started_run(options, {}))
+    with own_environment():
+        return stack, stack.enter_context(drill.started_run(options, {}))
+
+
+def own_environment() -> AbstractContextManager[Any]:
+    """In this block the environment is of no place; what begins in it outlives one."""
+    return patch.dict(os.environ, {**ENVIRONMENT, "TMPDIR": str(folder())}, clear=True)
+
+
+def working_server() -> drill.Database:
+    """The server of the tests, as a run of the drill's sees it that has begun."""
+    stack, run = begun_run()
     found = drill.configured_database(project_on(run, server_of_tests()))
     stack.enter_context(drill.scratch_work(found))
     return found

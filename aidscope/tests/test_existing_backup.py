@@ -44,7 +44,7 @@ def judged(here: Place, *arguments: str, **environment: str) -> Ended:
 
 def judged_privately(here: Place, *arguments: str) -> Ended:
     """A run with the backup of the place, on a server of its own."""
-    return drilled(here, "--backup", str(here.backup), *arguments)
+    return drilled(here, "--backup", str(here.backup), *arguments, alone=True)
 
 
 def raised_by(path: Path) -> Exception | None:

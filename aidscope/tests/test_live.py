@@ -464,7 +464,7 @@ class EveryKindTests(Case, table=FORMATS):
         PUBLICATION news WITH (connect = false)
         """
         with place() as here, database(sql) as name:
-            private = drilled(here, "--live", "--strict", database=name)
+            private = drilled(here, "--live", "--strict", database=name, alone=True)
             shared = drilled(here, *LIVE, database=name)
         self.assert_verdict(private, "passed")
         self.assertIn("whether subscriptions are enabled", private.not_compared)

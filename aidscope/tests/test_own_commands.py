@@ -443,6 +443,7 @@ class Loading(Making):
 
     backup: str = DUMP
     accept: tuple[str, ...] = ()
+    alone: bool = False  # the server is changed for ever, or its log is read
 
 
 REFERENCES = r"SELECT count(*) FROM pg_database WHERE datname LIKE $$%reference$$"
@@ -462,6 +463,7 @@ LOADINGS = (
         UNREAD,
         "passed",
         backup=f"{DUMP_ALL} --exclude-database '{OTHERS}' > \"$BACKUP_FILE\"",
+        alone=True,
     ),
     Loading(
         "an encrypted file in a folder",
@@ -514,6 +516,7 @@ LOADINGS = (
         'echo "FATAL:  No space left on device" >> "$PGHOST/log"; false',
         "make room on the disk",
         "error",
+        alone=True,
     ),
 )
 
@@ -525,7 +528,7 @@ class LoadingTests(Case, table=LOADINGS):
         """The verdict is right, and the source is as it was."""
         words = ("--backup-command", row.backup, "--restore-command", row.command)
         with place() as here, known_contents():
-            over = commanded(here, "--live", *words, *row.accept)
+            over = commanded(here, "--live", *words, *row.accept, alone=row.alone)
             left = query(kept(), "SELECT count(*) FROM kept")
         self.assert_verdict(over, row.verdict, row.says, act="restore")
         self.assertTrue(over.was_private)
@@ -691,7 +694,7 @@ class EnvironmentTests(Case):
         how = {"PGAPPNAME": "told", "PGSSLMODE": "prefer", "PGPASSWORD": PASSWORD}
         with place() as here:
             words = ("--live", "--backup-command", DUMP, "--restore-command")
-            over = commanded(here, *words, NOTE + LOAD, **how)
+            over = commanded(here, *words, NOTE + LOAD, alone=True, **how)
             given, asked = noted(here)
         self.assert_verdict(over, "passed")
         words = {name for name in given if name.startswith("PG")}
