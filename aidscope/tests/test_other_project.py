@@ -400,21 +400,15 @@ USES = (
         facts={"tables": SHOP_TABLES + SAMPLE_TABLES},
     ),
     Use(
-        "code that writes whenever it can, beside its database",
+        "code that writes whenever it can, beside another alias",
         "writing",
-        ("--live",),
-        {"tables": SHOP_TABLES, **MIGRATED},
+        ("--live", "--database", "second"),
+        {"database": "second", "tables": ARCHIVE_TABLES, **MIGRATED},
     ),
     Use("SQLite, on a private server", "sqlite", ("--throwaway", *CREATION)),
     Use(
-        "another alias",
-        "settings",
-        (*LIVE, "--database", "second"),
-        {"database": "second", "tables": ARCHIVE_TABLES, **MIGRATED},
-    ),
-    Use(
-        "a rehearsal of another alias",
-        "settings",
+        "a rehearsal of another alias, settings in an object of their own",
+        "replaced_module",
         ("--database", "second"),
         {"database": "second", "tables": ARCHIVE_TABLES + SAMPLE_TABLES},
     ),
@@ -424,7 +418,6 @@ USES = (
         ("--throwaway", *CREATION),
     ),
     Use("an engine that needs the applications", "needs_apps", CREATION),
-    Use("settings in an object of their own", "replaced_module", CREATION),
 )
 
 
