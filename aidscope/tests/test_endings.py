@@ -37,9 +37,11 @@ from aidscope.tests.support import (
     Row,
     Server,
     behind,
+    copied,
     eventually,
     given_to,
     kill,
+    pg_dump,
     place,
     private_server,
     query,
@@ -52,7 +54,8 @@ from scripts import test_backup_restore as drill
 
 PROMPTLY = 15.0  # seconds, on a busy machine
 LIVE = ("--live", "--no-throwaway")
-PRIVATE = ("--live", "--throwaway")
+BACKUP = ("--backup", "{here}/backup")  # one that exists, in its place
+PRIVATE = (*BACKUP, "--throwaway")
 CREATION = ("-k", "creation")
 
 
@@ -140,9 +143,22 @@ def caught(
     here: Place, act: str, *arguments: str, **how: object
 ) -> Iterator[subprocess.Popen]:
     """A drill that reports as JSON, of a small database, and waits in the act."""
-    words = ("--report", str(here.report), *arguments)
+    words = ("--report", str(here.report), *existing(here, arguments))
     with here.caught(act, *words, url=url(small()), **how) as process:
         yield process
+
+
+def unowned(here: Place) -> tuple[str, ...]:
+    """The arguments for a backup that any role can load."""
+    pg_dump(small(), here.backup, "--no-owner")
+    return ("--backup", str(here.backup), "--no-throwaway")
+
+
+def existing(here: Place, arguments: tuple[str, ...]) -> list[str]:
+    """The arguments, with the path of a backup that was put where they want one."""
+    if BACKUP[1] in arguments:
+        copied("plain", here.backup)
+    return [word.format(here=here.folder) for word in arguments]
 
 
 # --- In a terminal --------------------------------------------------------------------
@@ -401,7 +417,7 @@ class FrozenNetworkTests(Case, table=FROZEN):
         """A signal ends the drill at once."""
         at = b"SET TRANSACTION SNAPSHOT"
         with place() as here, relay(here.folder, at) as (where, stopped):
-            words = ("--timeout", "10m", *PRIVATE)
+            words = ("--timeout", "10m", "--live", "--throwaway")
             with here.started(*words, url=where.url(small())) as process:
                 self.assertTrue(stopped.wait(BOUND))
                 process.send_signal(signal.SIGTERM)
@@ -550,7 +566,8 @@ class KilledTests(Case):
             for decoy in decoys:
                 home.query("postgres", f'CREATE DATABASE "{decoy}"')
             other = stack.enter_context(place())
-            alive = stack.enter_context(other.caught("restore", *LIVE, url=home.url()))
+            words = existing(other, (*BACKUP, "--no-throwaway"))
+            alive = stack.enter_context(other.caught("restore", *words, url=home.url()))
             kept = databases_on(home)
             with place() as here, here.caught("restore", *LIVE, url=home.url()) as run:
                 os.killpg(run.pid, signal.SIGKILL)
@@ -594,7 +611,7 @@ class BesideOthersTests(Case):
         with own_server() as home, place(home) as here, ExitStack() as stack:
             for orphan in orphans:
                 home.query("postgres", f"CREATE DATABASE {orphan}")
-            words = (*LIVE, *CREATION)
+            words = existing(here, (*BACKUP, "--no-throwaway", *CREATION))
             started = [here.started(*words, url=home.url()) for _ in range(3)]
             runs = [here.ended(run) for run in map(stack.enter_context, started)]
             for run in runs:
@@ -607,7 +624,7 @@ class BesideOthersTests(Case):
         with (
             role("CREATEDB") as name,
             place() as here,
-            here.caught("restore", url=url(user=name)) as process,
+            here.caught("restore", *unowned(here), url=url(user=name)) as process,
         ):
             ((restored,),) = query("postgres", RESTORED.format(name))
             words = {"user": "postgres", "dbname": restored}
@@ -623,7 +640,8 @@ class BesideOthersTests(Case):
     def test_server_that_goes_away(self) -> None:
         """Its end is an error, and no failure of the backup."""
         with own_server() as home, place() as here:
-            words = (*LIVE, "--report", str(here.report))
+            words = existing(here, (*BACKUP, "--no-throwaway"))
+            words += ["--report", str(here.report)]
             with here.caught("restore", *words, url=home.url()) as process:
                 home.control("stop", "-m", "immediate")
                 here.let_go()

@@ -117,12 +117,13 @@ def added(sql: str, kind: str = "VIEW", name: str = "v") -> Change:
     return replaced(FOOTER, f"{comment}\n\n{sql}\n\n\n".encode() + FOOTER)
 
 
-def judged(here: Place, *changes: Change, **how: Any) -> Ended:
+def judged(here: Place, *changes: Change, strict: bool = False, **how: Any) -> Ended:
     """A run with a copy of the backup that was changed, on the server of the place."""
     shutil.copy(shop(), here.backup)
     for change in changes:
         change(here.backup)
-    return drilled(here, "--backup", str(here.backup), "--no-throwaway", **how)
+    words = ("--backup", str(here.backup), "--no-throwaway", *["--strict"] * strict)
+    return drilled(here, *words, **how)
 
 
 def loaded(*changes: Change) -> Exception | None:
@@ -608,9 +609,7 @@ class MissingTests(HealthyCase, table=MISSING):
     def test_locale_of_the_database(self) -> None:
         """With --strict no other is taken in its place."""
         with place() as here:
-            judged(here, OTHER_LOCALE)
-            words = ("--backup", str(here.backup), "--no-throwaway", "--strict")
-            over = drilled(here, *words)
+            over = judged(here, OTHER_LOCALE, strict=True)
         self.assert_verdict(over, "error", "xx_XX", "install the locale", act="restore")
 
 

@@ -20,6 +20,7 @@ from aidscope.tests.support import (
     Row,
     behind,
     database,
+    originals,
     place,
     small,
     url,
@@ -181,9 +182,9 @@ class StreamTests(Case):
 
     def test_closed_and_bad(self) -> None:
         """The exit status alone tells that a backup is bad."""
+        cut = (originals() / "plain").read_bytes()[:-600]
         with place() as here:
-            here.stand_in("pg_dump", CUTS, DUMPS)
-            over = self.drilled_behind("os.close(1); os.close(2)", here)
+            over = self.drilled_behind("os.close(1); os.close(2)", here, cut)
         self.assertEqual((over.status, over.said), (1, ""))
         self.assertEqual(over.report["verdict"], "failed")
 
@@ -202,10 +203,11 @@ class StreamTests(Case):
             over = here.drill(*words, url=url(name), **how)
         self.assert_verdict(over, "error", "No such file", r"gr\xf6\xdfe")
 
-    def drilled_behind(self, prelude: str, here: Place) -> Ended:
+    def drilled_behind(self, prelude: str, here: Place, content: bytes = b"") -> Ended:
         """A drill whose process has done something to its streams before."""
-        words = (*LIVE, "-k", "validation")
-        return here.drill(*words, url=url(small()), command=behind(prelude))
+        here.backup.write_bytes(content or (originals() / "plain").read_bytes())
+        words = ("--backup", str(here.backup), "--no-throwaway", "-k", "validation")
+        return here.drill(*words, url=url(), command=behind(prelude))
 
 
 # --- What a run prints and reports ----------------------------------------------------
@@ -252,8 +254,9 @@ class OutputTests(Case):
         with place() as here:
             (here.folder / "warning_settings.py").write_text(WARNING_SETTINGS)
             over = here.run(
+                *LIVE,
                 cwd=here.folder,
-                url=url(),
+                url=url(small()),
                 DJANGO_SETTINGS_MODULE="warning_settings",
                 PYTHONPATH=str(here.folder),
             )
