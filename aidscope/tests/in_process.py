@@ -345,8 +345,14 @@ def verdict_on_load(backup: drill.Backup, reading: drill.Reading) -> Exception |
     return None
 
 
-def said_by_restore(backup: drill.Backup, reading: drill.Reading) -> str:
-    """What keeps the copy from being restored, or else the differences."""
+def said_by_restore(
+    backup: drill.Backup, reading: drill.Reading, with_definitions: bool = True
+) -> str:
+    """What keeps the copy from being restored, or else the differences.
+
+    Definitions that are not read are taken to have come back.
+    """
+    definitions = made().definitions
     drill.require_loadable(reading, server())
     with scratch_database("template0") as scratch:
         restored = replace(scratch, run=backup.source.run)
@@ -354,5 +360,7 @@ def said_by_restore(backup: drill.Backup, reading: drill.Reading) -> str:
             drill.load_backup(backup, reading, restored)
         except drill.BackupIsBad as refusal:
             return str(refusal)
-        found = drill.contents_from(facts_of(restored), definitions_of(restored))
+        if with_definitions:
+            definitions = definitions_of(restored)
+        found = drill.contents_from(facts_of(restored), definitions)
     return "\n".join(map(str, drill.contents_apart(made().expected, found)))

@@ -495,6 +495,8 @@ ADDED = (
 class BesideSourceCase(Case):
     """What differs from a record is refused; without a record, nearly all is."""
 
+    with_definitions = False
+
     def judge(self, row: Beside) -> None:
         """Validation says the sentence, or else the restore does."""
         healthy = made().backup
@@ -508,7 +510,8 @@ class BesideSourceCase(Case):
         if row.by_restore:
             reading, problems = drill.read_whole(unrecorded, server())
             self.assertEqual(problems, [])
-            self.assertRegex(said_by_restore(unrecorded, reading), row.by_restore)
+            said = said_by_restore(unrecorded, reading, self.with_definitions)
+            self.assertRegex(said, row.by_restore)
         else:
             said = said_by_validation(unrecorded)
             self.assertRegex(f"{said}\n", f".*{row.by_validation}")
@@ -524,6 +527,8 @@ class RowTests(BesideSourceCase, table=ROWS):
 
 class EntryTests(BesideSourceCase, table=ENTRIES):
     """Entries of a plain backup are missing."""
+
+    with_definitions = True
 
 
 class ReplacedTests(BesideSourceCase, table=REPLACED):
