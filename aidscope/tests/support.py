@@ -500,7 +500,7 @@ def small() -> str:
 # Patterns of the shell's for the arguments of a program.
 WORKING = "[!-]*|-[!-]*|--[!v]*"  # it is asked for more than its version
 DUMPS = "*--file*"  # pg_dump writes the backup
-READS = r"*--file\ -\ *"  # pg_restore reads an archive
+READS = r"*--file\ -\ /*"  # pg_restore reads an archive, not its beginning alone
 LOADS = r"*_restored*\ -1\ *"  # psql
 # When a run can be held: a program, its arguments, and arguments of the drill's.
 ACTS = {

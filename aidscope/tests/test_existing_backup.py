@@ -78,10 +78,15 @@ class Healthy(Row):
 
 PLAIN = (
     Healthy(
-        "under a custom's name, names quoted, without owners and rights",
+        "under a custom's name, names quoted, without owners and rights; that would"
+        " create its database anew",
         "plain",
-        ("--quote-all-identifiers", "--no-owner", "--no-privileges"),
+        (
+            *("--quote-all-identifiers", "--no-owner", "--no-privileges"),
+            *("--create", "--clean", "--if-exists"),
+        ),
         "nightly.dump",
+        uncompared="database properties site_everything",
     ),
     Healthy(
         "that would drop first, rows as INSERT, many at once",
@@ -95,12 +100,6 @@ PLAIN = (
         ("--clean", "--if-exists", "--load-via-partition-root", "-N", "odd"),
         left_out="odd.",
         uncompared="what --clean drops",
-    ),
-    Healthy(
-        "that would create its database anew",
-        "plain",
-        ("--create", "--clean", "--if-exists"),
-        uncompared="database properties site_everything",
     ),
 )
 ARCHIVES = (

@@ -50,6 +50,7 @@ class Healthy(Row):
     uncompared: tuple[str, ...] = ()
 
 
+EXTENSIONS = ("citext", "fuzzystrmatch", "hstore", "ltree", "pg_trgm", "unaccent")
 # Of one database:
 TOGETHER = (
     Healthy(
@@ -112,6 +113,13 @@ TOGETHER = (
         INSERT INTO public.void VALUES (NULL, NULL), (NULL, NULL)
         """,
         2,
+    ),
+    Healthy(
+        "extensions that were not made in the order of their names",
+        ";".join(f"CREATE EXTENSION {name} SCHEMA public" for name in EXTENSIONS[::-1]),
+        0,
+        0,
+        uncompared=tuple(f"extension {name}" for name in EXTENSIONS),
     ),
 )
 FORMS = (
@@ -247,6 +255,11 @@ class HealthyTogetherTests(HealthyCase, table=TOGETHER):
     def test_temporary_tables(self) -> None:
         """Temporary tables of another session are no part of a backup."""
         self.assert_healthy(all_together(), *TOGETHER)
+
+    def test_order(self) -> None:
+        """What is not compared stands in one order, for one reason on one line."""
+        told = ", ".join(f"extension {name}" for name in EXTENSIONS)
+        self.assert_said(all_together(), f"{told} (the server makes it anew)")
 
 
 class HealthyFormsTests(HealthyCase, table=FORMS):

@@ -387,16 +387,6 @@ class OutputTests(Case):
             over = here.run("--backup", path, **how)
         self.assert_said(over, "is no backup of pg_dump's", "::error title=")
 
-    def test_order(self) -> None:
-        """What is not compared stands in one order, for one reason on one line."""
-        names = ("citext", "fuzzystrmatch", "hstore", "ltree", "pg_trgm", "unaccent")
-        made = "".join(f"CREATE EXTENSION {name};" for name in reversed(names))
-        with place() as here, database(f"CREATE TABLE kept (); {made}") as name:
-            over = drilled(here, *LIVE, database=name)
-        told = ", ".join(f"extension {name}" for name in names)
-        line = f"{told} (the server makes it anew)"
-        self.assert_verdict(over, "passed", line)
-
     def assert_summary(self, summary: str, headline: str, why: str = "") -> None:
         """The summary is the evidence as tables, and why the backup did not pass."""
         title, text, *fenced, acts, facts = summary.strip().split("\n\n")
