@@ -38,6 +38,7 @@ from aidscope.tests.support import (
     Ended,
     Place,
     Server,
+    create_database,
     everything,
     execute,
     folder,
@@ -295,8 +296,7 @@ def definitions_of(database: drill.Database) -> str:
 def scratch_database(template: str) -> Iterator[drill.Database]:
     """A database of the block's; the name is none that a drill would drop."""
     name = f"site_{next(NUMBERS)}"
-    strategy = "STRATEGY file_copy" if made().restored.major >= 15 else ""  # is faster
-    execute("postgres", f"CREATE DATABASE {name} TEMPLATE {template} {strategy}")
+    create_database(name, template)
     try:
         yield replace(made().restored, name=name)
     finally:

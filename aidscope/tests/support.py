@@ -413,13 +413,21 @@ SELECT oid::regclass::text, coalesce(pg_partition_root(oid), oid)::regclass::tex
 """
 
 
+def create_database(name: str, template: str = "template0", clauses: str = "") -> None:
+    """Make a database, by copying files where that can be asked for: it is faster."""
+    major = int(version().partition(".")[0])
+    strategy = "STRATEGY file_copy" if major >= 15 else ""
+    sql = f"CREATE DATABASE {name} TEMPLATE {template} {strategy} {clauses}"
+    execute("postgres", sql)
+
+
 @contextmanager
 def database(sql: str = "", clauses: str = "", name: str = "") -> Iterator[str]:
     """The name of a new database, in which the SQL was run, with {me} for its name."""
     name = name or f"site_{next(NUMBERS)}"
     escaped = name.replace('"', '""')
     quoted = f'"{escaped}"'
-    execute("postgres", f"CREATE DATABASE {quoted} TEMPLATE template0 {clauses}")
+    create_database(quoted, clauses=clauses)
     try:
         if sql:
             execute(name, sql.replace("{me}", quoted))
@@ -456,7 +464,7 @@ def pg_dump(database: str, path: Path, *arguments: str) -> Path:
 
 def lasting(name: str, sql: str = "") -> str:
     """A database of this name, made by the SQL, which stays."""
-    execute("postgres", f"CREATE DATABASE {name} TEMPLATE template0")
+    create_database(name)
     if sql:
         execute(name, sql)
     return name

@@ -17,6 +17,7 @@ from unittest.mock import Mock, patch
 
 from aidscope.tests.in_process import (
     ProjectWithCommands,
+    ProjectWithoutApps,
     drilled,
     limited,
     project_on,
@@ -685,10 +686,10 @@ class EnvironmentTests(Case):
 
     def test_backup(self) -> None:
         """In a rehearsal it is told of the scratch source, in the project's folder."""
-        how = {"DATABASE_URL": url(small()), "PGDATABASE": "x"}
+        how = {**settings_of(small(), PGDATABASE="x"), "kind": ProjectWithoutApps}
         with place() as here:
             words = ("-k", "creation", "--backup-command", NOTE + DUMP)
-            over = commanded(here, *words, settings="aidscope.settings", **how)
+            over = commanded(here, *words, **how)
             given, asked = noted(here)
         self.assert_verdict(over, "passed")
         name = given["PGDATABASE"]
