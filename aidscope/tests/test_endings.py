@@ -288,7 +288,7 @@ def ids_of(here: Place, words: str) -> list[int]:
 SLOW_SETTINGS = """
 from aidscope.settings import *
 
-INSTALLED_APPS = [*INSTALLED_APPS, "slow"]
+INSTALLED_APPS = ["slow"]
 """
 SLOW_MIGRATION = """
 import time

@@ -119,7 +119,9 @@ class Settings:
             file.write_text(f"*:*:*:*:{escaped}\n")
             file.chmod(0o600)
             how.update(PGHOST=host, PGPASSFILE=str(file))
-        lines = ["from aidscope.settings import *"]
+        # What else is installed would take most of the time of migrations.
+        apps = "INSTALLED_APPS = ['django.contrib.contenttypes']"
+        lines = [f"from aidscope.settings import *; {apps}"]
         if self.password_in != "URL":
             lines.append(f"DATABASES = {{'default': {words!r}}}")
         text = "\n".join([*lines, self.more])

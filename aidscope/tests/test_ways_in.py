@@ -93,7 +93,7 @@ if importlib.util.find_spec("pytest"):  # it sorts by name, and ignores load_tes
     )
 
 
-class WaysThatPassTests(Case, table=WAYS):
+class PassingWaysTests(Case, table=WAYS):
     """Each test is right in any order, and options can come by the environment."""
 
     def judge(self, row: Way) -> None:
