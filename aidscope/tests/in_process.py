@@ -106,7 +106,7 @@ def drilled(
     if settings:
         environment["DJANGO_SETTINGS_MODULE"] = settings
     is_elsewhere = here.home != server_of_tests() or "TMPDIR" in environment
-    shared = None if alone or settings or is_elsewhere else server_of_runs()
+    shared = None if alone or is_elsewhere else server_of_runs()
 
     def described(run: drill.Run) -> drill.Project:
         if settings:
@@ -124,10 +124,10 @@ def drilled(
         if "PATH" not in environment:
             # What it would find of the programs of the place.
             run.__dict__["installed"] = f"{here.bin}:pg_dump (PostgreSQL) {version()}"
-        judge.is_private = judge.options.private
         judge.configured = None
-        if judge.options.live or not judge.is_private:
+        if judge.options.live or not judge.options.private:
             judge.configured = drill.configured_database(judge.project)
+        judge.is_private = judge.options.private or not judge.configured
         judge.enter(emptied(run, judge.configured))
         if judge.is_private:
             judge.__dict__["starting"] = judge.enter(private_server(judge.project))

@@ -9,6 +9,7 @@ import signal
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 from urllib.parse import quote
 
@@ -281,10 +282,11 @@ class SecretsCase(Case):
         """The run ended as expected, and said so without the password."""
         with place() as here:
             prepare(here, row.stand_in)
-            how = row.settings.written(here)
+            how: dict[str, Any] = row.settings.written(here)
             how.update(DATABASE_URL=how.pop("url", ""), GITHUB_ACTIONS="true")
             words = ("--verbose", *row.arguments)
-            over = drilled(here, *words, settings="secret_settings", **how)
+            how.update(settings="secret_settings", alone=True)
+            over = drilled(here, *words, **how)
             self.assert_verdict(over, row.verdict, *row.says)
             self.assert_kept(here)
 
