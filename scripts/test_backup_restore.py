@@ -83,7 +83,6 @@ import io
 import json
 import logging
 import os
-import platform
 import re
 import runpy
 import shlex
@@ -3836,7 +3835,7 @@ def facts_at_first(options: Options) -> Facts:
         acts=dict.fromkeys(ACTS, not_run),
         started=in_utc(time.time()),
         drill=version_of_drill(),
-        host=platform.node(),
+        host=os.uname().nodename,
         source=source,
         database=options.database,
         max_age_seconds=options.max_age,
