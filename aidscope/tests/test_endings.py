@@ -505,7 +505,7 @@ class FrozenServerTests(Case):
         self.assertEqual(left, [])
         self.assertTrue(is_over)
         # It would stay, as only a server removes it that ends by itself.
-        self.assertNotIn("/dev/shm/PostgreSQL", memory)
+        self.assertFalse("/dev/shm/PostgreSQL" in memory, "memory would be left")
 
 
 def private_server_in(here: Place) -> int:
