@@ -50,7 +50,8 @@ from aidscope.tests.support import server as server_of_tests
 from scripts import test_backup_restore as drill
 
 described_project = drill.described_project
-set_up = drill.Drill.set_up
+started_run = drill.started_run
+starting_server = drill.starting_server
 ENVIRONMENT = dict(os.environ)
 
 
@@ -110,27 +111,26 @@ def drilled(
 
     def described(run: drill.Run) -> drill.Project:
         if settings:
-            return described_project(run)
-        run = replace(run, secrets=secrets)
-        return project_on(run, here.home, database, user, kind)
-
-    def set_up_once(judge: drill.Drill) -> None:
-        if not shared:
-            set_up(judge)
-            return
-        run = replace(shared.run, options=judge.options, facts=judge.facts)
-        judge.project = described(run)
-        run = judge.project.run
-        if "PATH" not in environment:
+            project = described_project(run)
+        else:
+            run = replace(run, secrets=secrets)
+            project = project_on(run, here.home, database, user, kind)
+        if shared and "PATH" not in environment:
             # What it would find of the programs of the place.
-            run.__dict__["installed"] = f"{here.bin}:pg_dump (PostgreSQL) {version()}"
-        judge.configured = None
-        if judge.options.live or not judge.options.private:
-            judge.configured = drill.configured_database(judge.project)
-        judge.is_private = judge.options.private or not judge.configured
-        judge.enter(emptied(run, judge.configured))
-        if judge.is_private:
-            judge.__dict__["starting"] = judge.enter(private_server(judge.project))
+            installed = f"{here.bin}:pg_dump (PostgreSQL) {version()}"
+            project.run.__dict__["installed"] = installed
+        return project
+
+    replaced = {
+        "described_project": described,
+        # A signal is about the tests, which no drill may keep from ending.
+        "interruptible": nullcontext,
+        "ignore_endings": lambda: None,
+    }
+    if shared:
+        replaced["started_run"] = joined_run
+        replaced["scratch_work"] = joined_work
+        replaced["starting_server"] = joined_server
 
     with (
         redirect_stdout(io.StringIO()) as stdout,
@@ -139,29 +139,36 @@ def drilled(
         patch.dict(sys.modules, {"__main__": drill}),  # where unittest finds the tests
         patch.object(unittest.defaultTestLoader, "testNamePatterns", None),  # of -k
         patch.object(logging.root, "handlers", []),
-        patch.object(drill, "described_project", described),
-        patch.object(drill.Drill, "set_up", set_up_once),
-        # A signal is about the tests, which no drill may keep from ending.
-        patch.object(drill, "interruptible", nullcontext),
-        patch.object(drill, "ignore_endings", lambda: None),
+        patch.multiple(drill, **replaced),
     ):
         status = drill.main(["drill", "--report", str(here.report), *arguments])
     return here.over(status, stdout.getvalue(), stderr.getvalue())
 
 
+# What runs share, in place of what each has of its own:
+
+
 @contextmanager
-def emptied(run: drill.Run, database: drill.Database | None) -> Iterator[None]:
-    """The run's databases and files are gone after the block."""
+def joined_run(options: drill.Options, facts: drill.Facts) -> Iterator[drill.Run]:
+    """A run in the folder and under the guard that others share; no file is left."""
+    run = replace(server_of_runs().run, options=options, facts=facts)
+    try:
+        yield run
+    finally:
+        shutil.rmtree(run.folder, ignore_errors=True)
+        run.folder.mkdir(mode=0o700)
+
+
+@contextmanager
+def joined_work(database: drill.Database) -> Iterator[None]:
+    """The lock that others share is held; no database is left."""
+    mark = database.run.folder.name
+    made = f"SELECT 1 FROM pg_database WHERE starts_with(datname, '{mark}')"
     try:
         yield
     finally:
-        made = (
-            f"SELECT 1 FROM pg_database WHERE starts_with(datname, '{run.folder.name}')"
-        )
         if query("postgres", made):
             drill.drop_databases(database)
-        shutil.rmtree(run.folder, ignore_errors=True)
-        run.folder.mkdir(mode=0o700)
 
 
 # What a private server has that a new one has not; databases come before what their
@@ -180,14 +187,14 @@ SELECT format('DROP ROLE %I', rolname)
 
 
 @contextmanager
-def private_server(
-    project: drill.Project,
+def joined_server(
+    project: drill.Project, major: int
 ) -> Iterator[tuple[drill.Database, drill.Program]]:
-    """A private server for the project's run, with its start; new after the block."""
+    """The private server that others share, with its start; new after the block."""
     server, program = lasting_private_server()
     run = project.run
     words = {**server.words, "options": project.options}
-    programs = drill.found_programs(run, drill.NEWEST, drill.SERVER_PROGRAMS)
+    programs = drill.found_programs(run, major, drill.SERVER_PROGRAMS)
     try:
         yield replace(server, run=run, words=words, programs=programs), program
     finally:
@@ -205,7 +212,7 @@ def private_server(
 def lasting_private_server() -> tuple[drill.Database, drill.Program]:
     """The private server of runs that share one, with its start."""
     stack, run = begun_run()
-    starting = drill.starting_server(project_on(run, server_of_tests()), drill.NEWEST)
+    starting = starting_server(project_on(run, server_of_tests()), drill.NEWEST)
     with own_environment():
         server, program = stack.enter_context(starting)
     program.wait()
@@ -233,7 +240,7 @@ def begun_run() -> tuple[ExitStack, drill.Run]:
     Finalize(None, stack.close, exitpriority=2)  # before the server ends
     options, _ = drill.parsed(["--live", "--no-throwaway", "--timeout", "60"])
     with own_environment():
-        return stack, stack.enter_context(drill.started_run(options, {}))
+        return stack, stack.enter_context(started_run(options, {}))
 
 
 def own_environment() -> AbstractContextManager[Any]:
