@@ -2549,7 +2549,7 @@ def require_loadable(reading: Reading, server: Database) -> None:
 
 
 def require_damage_seen(reading: Reading) -> None:
-    """Raise NotJudged unless a cut backup and a flipped bit are seen."""
+    """Raise NotJudged unless a cut backup, cut data and a flipped bit are seen."""
     control = "the drill's own control failed"
     beginning = reading.beginning
     before_end = beginning.split(b"-- PostgreSQL database dump complete")[0]
@@ -2557,6 +2557,7 @@ def require_damage_seen(reading: Reading) -> None:
     if not Reading(io.BytesIO(cut)).problems:
         raise NotJudged(control, "the reader took a cut backup for whole")
     lines = beginning.split(b"\n")
+    # Before the first entry with data, the body of a function may hold such a line.
     data = min((entry.line for entry in reading.filled), default=len(lines))
     if b"\\." in lines[data:]:
         cut = b"\n".join([*lines[: lines.index(b"\\.", data)], b""])
@@ -4287,7 +4288,7 @@ def main(argv: Lines) -> int:
         print(f"\ninterrupted ({ended})", file=sys.stderr)
         return 1
     finally:
-        # After Ctrl-C, not only at exit: there, Python 3.12.0 begins no thread.
+        # After Ctrl-C: at exit, the first versions of Python 3.12 begin no thread.
         BackupRestoreTests.doClassCleanups()
     if not (result.testsRun or result.skipped or result.errors):
         print("no test was run", file=sys.stderr)

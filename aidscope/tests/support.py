@@ -750,6 +750,14 @@ def place(home: Server | None = None) -> Iterator[Place]:
             raise AssertionError("\n".join(["the drill has left behind:", *left]))
 
 
+BACKUP = ("--backup", "{here}/backup")  # arguments for the backup of a place
+
+
+def filled(here: Place, words: tuple[str, ...]) -> list[str]:
+    """The words, with the place's folder for {here}."""
+    return [word.replace("{here}", str(here.folder)) for word in words]
+
+
 def behind(prelude: str) -> tuple[str, ...]:
     """The command of a drill whose process has run the prelude before, in Python."""
     become = "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"

@@ -27,6 +27,7 @@ import psycopg2
 from aidscope.tests.in_process import drilled, limited
 from aidscope.tests.in_process import server as server_in_process
 from aidscope.tests.support import (
+    BACKUP,
     BOUND,
     DUMPS,
     LOADS,
@@ -39,6 +40,7 @@ from aidscope.tests.support import (
     behind,
     copied,
     eventually,
+    filled,
     given_to,
     kill,
     pg_dump,
@@ -54,7 +56,6 @@ from scripts import test_backup_restore as drill
 
 PROMPTLY = 15.0  # seconds, on a busy machine
 LIVE = ("--live", "--no-throwaway")
-BACKUP = ("--backup", "{here}/backup")  # one that exists, in its place
 PRIVATE = (*BACKUP, "--throwaway")
 CREATION = ("-k", "creation")
 
@@ -158,7 +159,7 @@ def existing(here: Place, arguments: tuple[str, ...]) -> list[str]:
     """The arguments, with the path of a backup that was put where they want one."""
     if BACKUP[1] in arguments:
         copied("plain", here.backup)
-    return [word.format(here=here.folder) for word in arguments]
+    return filled(here, arguments)
 
 
 # --- In a terminal --------------------------------------------------------------------

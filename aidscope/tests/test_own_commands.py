@@ -24,6 +24,7 @@ from aidscope.tests.in_process import (
 )
 from aidscope.tests.in_process import server as server_in_process
 from aidscope.tests.support import (
+    BACKUP,
     BOUND,
     ROOT,
     SECRET,
@@ -33,6 +34,7 @@ from aidscope.tests.support import (
     Row,
     copied,
     database,
+    filled,
     lasting,
     originals,
     pg_dump,
@@ -93,11 +95,6 @@ def commanded(here: Place, *arguments: str, source: str = "", **how: Any) -> End
     if "settings" not in how:
         how.setdefault("database", source or kept())
     return drilled(here, *filled(here, arguments), **how)
-
-
-def filled(here: Place, words: tuple[str, ...]) -> list[str]:
-    """The words, with the place's folder for {here}."""
-    return [word.replace("{here}", str(here.folder)) for word in words]
 
 
 # --- Commands that make a backup ------------------------------------------------------
@@ -985,7 +982,6 @@ WAITS = """shell -c "
 import os, pathlib, time
 pathlib.Path('{here}', 'waiting').write_text(str(os.getpid()))
 time.sleep(600)" """
-BACKUP = ("--backup", "{here}/backup")
 TOLD = (
     Told("SIGINT", signal.SIGINT, (*LIVE, "--backup-command", STARTS)),
     Told("SIGTERM", signal.SIGTERM, (*BACKUP, "--restore-command", STARTS), "restore"),

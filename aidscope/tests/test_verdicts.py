@@ -117,12 +117,14 @@ def added(sql: str, kind: str = "VIEW", name: str = "v") -> Change:
     return replaced(FOOTER, f"{comment}\n\n{sql}\n\n\n".encode() + FOOTER)
 
 
-def judged(here: Place, *changes: Change, strict: bool = False, **how: Any) -> Ended:
+def judged(
+    here: Place, *changes: Change, arguments: tuple[str, ...] = (), **how: Any
+) -> Ended:
     """A run with a copy of the backup that was changed, on the server of the place."""
     shutil.copy(shop(), here.backup)
     for change in changes:
         change(here.backup)
-    words = ("--backup", str(here.backup), "--no-throwaway", *["--strict"] * strict)
+    words = ("--backup", str(here.backup), "--no-throwaway", *arguments)
     return drilled(here, *words, **how)
 
 
@@ -609,7 +611,7 @@ class MissingTests(HealthyCase, table=MISSING):
     def test_locale_of_the_database(self) -> None:
         """With --strict no other is taken in its place."""
         with place() as here:
-            over = judged(here, OTHER_LOCALE, strict=True)
+            over = judged(here, OTHER_LOCALE, arguments=("--strict",))
         self.assert_verdict(over, "error", "xx_XX", "install the locale", act="restore")
 
 
