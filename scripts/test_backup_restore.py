@@ -345,7 +345,7 @@ class Drill:
             fact = "the restored database differs from its source"
             definitions.wait()
             # Both were written once more after a restore, as PostgreSQL does.
-            expected = replace(backup.contents, script=definitions.written())
+            expected = replace(backup.contents, script=definitions.stdout())
         else:
             fact = "the restored database differs from what its backup says"
             expected = expected_of_existing(backup, self.reading, found)
@@ -569,8 +569,8 @@ class Run:
 
 def base_environment() -> Words:
     """The variables of a program of PostgreSQL's, which then speaks English."""
-    kept = {name: environ[name] for name in PASSED_ON if name in environ}
-    return {**kept, "LC_ALL": "C", "TZ": "UTC"}
+    passed_on = {name: environ[name] for name in PASSED_ON if name in environ}
+    return {**passed_on, "LC_ALL": "C", "TZ": "UTC"}
 
 
 def encoded(text: str) -> bytes:
@@ -609,11 +609,11 @@ class Program:
     timer: Timer  # which kills it when its time is over
     began: float = field(default_factory=monotonic)
 
-    def written(self) -> str:
+    def stdout(self) -> str:
         """What it has written to stdout."""
         return text_of(self.output)
 
-    def said(self) -> str:
+    def stderr(self) -> str:
         """What it has written to stderr, secrets included."""
         return text_of(self.errors)
 
@@ -637,7 +637,7 @@ class Program:
         # By 2, gzip warns: of what stands behind the end of a file, say.
         if status and (self.name, status) != ("gzip", 2):
             raise ProgramFailed(self)
-        warnings = WARNING.findall(self.run.redacted(self.said()))
+        warnings = WARNING.findall(self.run.redacted(self.stderr()))
         if warnings:
             level = logging.INFO
             if self.name in ("pg_dump", "gzip", "bzip2"):
@@ -666,7 +666,7 @@ def output_of(starting: Context) -> str:
     """What a program writes to stdout, once it has ended well."""
     with starting as program:
         program.wait()
-        return program.written()
+        return program.stdout()
 
 
 # --- Verdicts ----------------------------------------------------------------
@@ -767,27 +767,27 @@ class ProgramFailed(NotJudged):
 
     def __init__(self, program: Program) -> None:
         status = program.popen.returncode
-        self.said = program.said()
+        self.stderr = program.stderr()
         self.report = None
         if status == 3:  # of psql: SQL failed; 2: the connection did
-            self.report = report_in(self.said)
+            self.report = report_in(self.stderr)
         if self.report:
             sentence = self.report.sentence()
             hint = hint_for(self.report.cause)
         else:
-            fault = FAULT.search(self.said) or re.search(".+|$", self.said)
+            fault = FAULT.search(self.stderr) or re.search(".+|$", self.stderr)
             sentence = fault[0] or "it said nothing"
             hint = hint_for(sentence)
         fact = f"{program.name} exited with {status}"  # below 0: by a signal
         super().__init__(fact, program.run.redacted(sentence), hint)
 
 
-def report_in(said: str) -> Report | None:
+def report_in(stderr: str) -> Report | None:
     """The error that psql reports; warnings may stand around it."""
     found = None
-    for report in REPORT.finditer(said):
+    for report in REPORT.finditer(stderr):
         line, code, message = report.groups()
-        function = LOCATION.search(said, report.end())[1] or "the server"
+        function = LOCATION.search(stderr, report.end())[1] or "the server"
         found = Report(int(line), code, message, function)
     return found
 
@@ -890,12 +890,12 @@ class Database:
     private: bool = False  # on a server that this run has started
 
     def options(self) -> str:
-        """The options of a session: the project's, and ours."""
+        """The options of a session: the project's, and then ours."""
         timeout = round(self.run.options.timeout * 1000)
-        ours = SETTINGS.format(timeout=min(timeout, LONGEST_TIMEOUT))
+        settings = SETTINGS.format(timeout=min(timeout, LONGEST_TIMEOUT))
         if self.major >= 17:
-            ours += " -c transaction_timeout=0"
-        return f"{self.words.get('options', '')} {ours}"
+            settings += " -c transaction_timeout=0"
+        return f"{self.words.get('options', '')} {settings}"
 
     def started(
         self,
@@ -1063,8 +1063,12 @@ LITERAL = r"'(?:[^']|'')*'"
 # Lines that may hold one: PERFORM dblink('host=h password=it''s_me', sql);
 # ALTER ROLE anna PASSWORD 'open sesame'; postgresql://anna:sesame@h/live
 PASSWORD = r"(?im)^.*(passw(or)?d.*[='\"]|://\S*:\S*@).*"
+# Of this run. Differences show hashes; without it, the row of a small table could be
+# guessed from its hash, and a password from that of a definition.
+SALT = os.urandom(16).hex()
 # Text depends on these settings.
-PINNED = """
+PINNED = rf"""
+\set salt {SALT}
 SET timezone TO 'UTC'; SET datestyle TO 'ISO, YMD';
 SET intervalstyle TO 'postgres'; SET bytea_output TO 'hex';
 SET extra_float_digits TO 3; SET lc_monetary TO 'C'; SET xmloption TO 'content';
@@ -1145,8 +1149,9 @@ SELECT CASE WHEN bool_or(is_planned) THEN 'SET search_path TO DEFAULT' END,
        format('SELECT pg_catalog.json_build_array(''line'', %L, pg_catalog.unnest('
               'ARRAY[pg_catalog.concat(pg_catalog.sum(n), '' rows''), '
               'pg_catalog.concat(''rows with hash '', pg_catalog.left(pg_catalog.md5('
-              'coalesce(pg_catalog.sum(total), 0)::text), 16))])) '
-              'FROM (%s) AS leaf', 'table ' || top, string_agg(query, ' UNION ALL ')),
+              'pg_catalog.concat(pg_catalog.sum(total), %L)), 16))])) '
+              'FROM (%s) AS leaf',
+              'table ' || top, :'salt', string_agg(query, ' UNION ALL ')),
        CASE WHEN bool_or(is_planned) THEN 'SET search_path TO ''''' END
   FROM (SELECT coalesce(root.name, r.name) AS top,
                pg_relation_size(r.oid) AS size,
@@ -1196,7 +1201,7 @@ WHOLE_TABLE = "%2$s AS t"  # where its rows are
 LARGE = r"""
 SELECT json_build_array('line', 'large objects', unnest(ARRAY[
            count(*) || ' rows',
-           'rows with hash ' || left(md5(coalesce(sum(hash), 0)::text), 16)]))
+           'rows with hash ' || left(md5(concat(sum(hash), :'salt')), 16)]))
   FROM pg_largeobject_metadata AS l,
 LATERAL lo_lseek64(lo_open(l.oid, x'40000'::integer), 0, 2) AS size,
 LATERAL hashtextextended(ROW(
@@ -1362,7 +1367,7 @@ def reading_contents(
 
         def contents() -> Contents:
             wait_for(facts, definitions)
-            return contents_from(values_in(facts.written()), definitions.written())
+            return contents_from(values_in(facts.stdout()), definitions.stdout())
 
         yield contents
 
@@ -1400,7 +1405,7 @@ def definitions_in(script: str) -> set[Line]:
         # Its comment has three lines; lines are counted from 1.
         sql = "\n".join(lines[entry.line + 2 : following.line - 1])
         sql = re.sub(BEHIND_DEFINITION, "", sql).strip()
-        digest = hashlib.sha256(encoded(sql)).hexdigest()
+        digest = hashlib.sha256(encoded(sql + SALT)).hexdigest()
         found.add((thing.replace('"', ""), ""))  # which some versions write
         found.add((thing, f"owner: {entry.owner}"))
         found.add((thing, f"SQL with hash {digest[:16]}"))
@@ -1463,21 +1468,20 @@ def differences(expected: set[Line], found: set[Line]) -> list[Difference]:
     apart = [Difference(thing, "expected", text) for thing, text in expected - found]
     apart += [Difference(thing, "found", text) for thing, text in found - expected]
     # A name has no text.
-    lacking = {each.thing for each in apart if not each.text}
-    return sorted(each for each in apart if not each.text or each.thing not in lacking)
+    lacking = {line.thing for line in apart if not line.text}
+    return sorted(line for line in apart if not line.text or line.thing not in lacking)
 
 
 def unaccepted(apart: list[Difference], run: Run) -> list[Difference]:
     """The differences that no --accept fits, redacted; the others are noted."""
     rest = []
-    for each in apart:
-        difference = Difference(*map(run.redacted, each))
-        line = difference.line
-        fitting = [glob for glob in run.options.accept if fnmatchcase(line, glob)]
-        if fitting:
-            run.facts["accepted"][str(difference)] = fitting[0]
+    for difference in apart:
+        shown = Difference(*map(run.redacted, difference))
+        globs = [glob for glob in run.options.accept if fnmatchcase(shown.line, glob)]
+        if globs:
+            run.facts["accepted"][str(shown)] = globs[0]
         else:
-            rest.append(difference)
+            rest.append(shown)
     return rest
 
 
@@ -2163,7 +2167,7 @@ KNOWN_FORMATS = (
     Format("encrypted by OpenPGP", rb"[\xc1\xc3][\x00-\x7f]"),
     Format("plain", rb""),  # or anything else, as its content will tell
 )
-FORMATS = {known.name: known for known in KNOWN_FORMATS}
+FORMATS = {form.name: form for form in KNOWN_FORMATS}
 # The files of a directory, and how they are compressed:
 # toc.dat, 3456.dat.gz, blob_4711.dat, blobs_16394.toc
 MEMBER = re.compile(r"toc\.dat|(blob_)?\d+\.dat(\.\w+)?|blobs(_\d+)?\.toc(\.\w+)?")
@@ -2244,7 +2248,7 @@ def state_of(path: Path | None) -> list[tuple[int, int, int]]:
     if not path or not path.exists():
         return []
     stats = [file.stat() for file in members_of(path)]
-    return [(each.st_ino, each.st_size, each.st_mtime_ns) for each in stats]
+    return [(stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats]
 
 
 def adopted_backup(path: Path, run: Run) -> Backup:
@@ -2321,7 +2325,7 @@ def format_of(path: Path) -> Format:
 
 def readable_format(head: bytes, path: Path) -> Format:
     """The format of what begins so. Raises NotReadable without a command."""
-    found = next(known for known in KNOWN_FORMATS if re.match(known.begins, head))
+    found = next(form for form in KNOWN_FORMATS if re.match(form.begins, head))
     if not found.command and found.name != "plain":
         hint = UNPACK
         if found.name.startswith("encrypted"):
@@ -2358,7 +2362,7 @@ def problems_of(makers: list[Program]) -> Lines:
     try:
         wait_for(*makers)
     except ProgramFailed as failure:
-        if not re.search("|".join(DAMAGE), failure.said):
+        if not re.search("|".join(DAMAGE), failure.stderr):
             raise
         return [": ".join(failure.args[:2])]
     return []
@@ -2395,7 +2399,7 @@ def validated_reading(backup: Backup, server: Database) -> tuple[Reading, str]:
         else:
             reading, problems = read_whole(backup, server)
         hasher.wait()
-        sha256 = hasher.written()
+        sha256 = hasher.stdout()
     if size_of(backup.path) == 0:
         problems = ["it is empty"]
     if backup.sha256:
@@ -2676,7 +2680,7 @@ def load_backup(
             seconds = load.wait()
         except ProgramFailed as failure:
             raise verdict_on_load(failure, backup, reading, restored) from None
-        if backup.source and NO_RIGHTS.search(load.said()):
+        if backup.source and NO_RIGHTS.search(load.stderr()):
             raise NotJudged(
                 "the role of the settings may not give or take some rights",
                 "use a role with more rights, or --throwaway",
@@ -2761,29 +2765,29 @@ def verdict_on_load(
     fact = failure.args[0]
     if fact.startswith("pg_restore"):  # it tells no code, but values of rows
         return NotJudged(fact, "run without --jobs: psql tells what it means")
-    if RESTRICTED.search(failure.said):
+    if RESTRICTED.search(failure.stderr):
         return BackupIsBad(fact, "it holds a command for psql, or its end is cut")
     report = failure.report
     if not report:
         return failure
-    before = [each for each in reading.entries if each.line <= report.line]
-    entry = before[-1]
+    begun = [entry for entry in reading.entries if entry.line <= report.line]
+    entry = begun[-1]
     # A row whose COPY is lost is no SQL: the word that is not understood is its.
     is_of_rows = entry.kind in ("TABLE DATA", "BLOBS") or report.code == "42601"
     reads_rows = re.search("VIEW DATA|INDEX|CONSTRAINT", entry.kind)
     sentence = report.sentence(is_of_rows, bool(reads_rows))
     thing = entry.thing.strip(" .") or "the header"
-    place = restored.run.redacted(f"line {report.line}, {thing}: {sentence}")
+    found = restored.run.redacted(f"line {report.line}, {thing}: {sentence}")
     # The server's own script makes an extension, but for the statement as such.
     by_extension = entry.kind == "EXTENSION" and report.code != "42601"
     by_others = entry.kind == BEHIND and reading.has_sql_behind
     if re.match(BY_SETTINGS, report.cause) and has_lost_settings(backup):
-        return NotJudged(fact, place, LOST_SETTINGS)
+        return NotJudged(fact, found, LOST_SETTINGS)
     same_major = set(reading.versions) == {restored.major}
     is_blamed = report.blames_backup(same_major, has_same_order(restored, backup))
     if is_blamed and not by_extension and not by_others:
-        return BackupIsBad(fact, place)
-    return NotJudged(fact, place, hint_for(f"{report.cause} of a load"))
+        return BackupIsBad(fact, found)
+    return NotJudged(fact, found, hint_for(f"{report.cause} of a load"))
 
 
 def has_lost_settings(backup: Backup) -> bool:
@@ -3041,15 +3045,15 @@ class Project:
 
     def request(self, database: Database) -> str:
         """Where every alias is to lead, as an argument of this file's."""
-        place = {"NAME": database.name, "ENGINE": self.engine}
+        target = {"NAME": database.name, "ENGINE": self.engine}
         if database.private:
             for word in ("host", "port", "user"):
-                place[word.upper()] = database.words[word]
+                target[word.upper()] = database.words[word]
         options = self.run.options
         return json.dumps(
             {
                 "alias": options.database,
-                "place": place,
+                "target": target,
                 "options": database.options(),
                 "shows_words": options.rehearsal,
             }
@@ -3065,11 +3069,11 @@ def described_project(run: Run) -> Project:
     with step("import the settings"):
         answer = json.loads(answer_of(run, "the settings", 1, *words))
     run = replace(run, secrets=tuple(answer.pop("secrets")))
-    known = answer.pop("aliases")
-    if options.database not in known:
+    aliases = answer.pop("aliases")
+    if options.database not in aliases:
         raise NotJudged(
             f"settings.DATABASES has no {options.database!r}",
-            f"known: {', '.join(known)}",
+            f"known: {', '.join(aliases)}",
         )
     return Project(run, **answer)
 
@@ -3093,10 +3097,10 @@ def answer_of(
         try:
             program.wait()
         except ProgramFailed as failure:
-            said = run.redacted(failure.said)
-            if FAILS not in said:
+            stderr = run.redacted(failure.stderr)
+            if FAILS not in stderr:
                 raise NotJudged(failure.args[0], "it could not say why") from None
-            fault = said.split(FAILS)[-1].strip()  # behind what its code prints
+            fault = stderr.split(FAILS)[-1].strip()  # behind what its code prints
             fact = f"{name}: the project fails"
             if program.popen.returncode == MUST_NOT_RUN:
                 raise NotJudged(fact, fault) from None
@@ -3105,7 +3109,7 @@ def answer_of(
             # What is printed before the secrets are known is never shown.
             if words[0] == COMMAND:
                 program.show(program.errors)
-        return program.written()
+        return program.stdout()
 
 
 def answer(verb: str, *words: str) -> NoReturn:
@@ -3178,8 +3182,10 @@ def described(error: BaseException | None, with_words: bool) -> str:
             plain = WITH_PLAIN_WORDS | WITH_WORDS_OF_DJANGO
         if with_words or kinds & plain:
             line += f": {error}".partition("\n")[0]
-        own = [each for each in frames if not re.search(INSTALLED, each.filename)]
-        for frame in (own or frames)[-1:]:
+        of_project = [
+            frame for frame in frames if not re.search(INSTALLED, frame.filename)
+        ]
+        for frame in (of_project or frames)[-1:]:
             line += f" (in {frame.filename}, line {frame.lineno})"
         lines.append(line)
         is_shown = not error.__suppress_context__
@@ -3193,15 +3199,15 @@ def description_of(alias: str, *needed: str) -> dict[str, Any]:
 
     databases = connections.settings
     none = {"ENGINE": "django.db.backends.dummy", "OPTIONS": {}}
-    own = databases.get(alias, none)
-    wrapper = wrapper_of(alias, own)
+    database = databases.get(alias, none)
+    wrapper = wrapper_of(alias, database)
     engine = POSTGRESQL
     words = {}
     if wrapper.vendor == "postgresql":
-        engine = own["ENGINE"]
+        engine = database["ENGINE"]
         if needed:
             words = connection_words(wrapper)
-    options = own["OPTIONS"].get("options", "")
+    options = database["OPTIONS"].get("options", "")
     return {
         "aliases": list(databases),
         "secrets": secrets_in(databases, words),
@@ -3216,27 +3222,27 @@ def description_of(alias: str, *needed: str) -> dict[str, Any]:
     }
 
 
-def wrapper_of(alias: str, own: dict[str, Any]) -> Any:
+def wrapper_of(alias: str, database: dict[str, Any]) -> Any:
     """Django's wrapper of a connection, by the alias's own engine."""
     from django.core.exceptions import AppRegistryNotReady, ImproperlyConfigured
     from django.db.utils import load_backend
 
     try:
-        backend = load_backend(own["ENGINE"])
+        backend = load_backend(database["ENGINE"])
     except (AppRegistryNotReady, ImproperlyConfigured):
-        if own["ENGINE"].startswith("django.db.backends."):
+        if database["ENGINE"].startswith("django.db.backends."):
             raise  # its driver is missing
         # As those of postgis and django-tenants, which need the apps.
         backend = load_backend(POSTGRESQL)
-    return backend.DatabaseWrapper(own, alias)
+    return backend.DatabaseWrapper(database, alias)
 
 
 def connection_words(wrapper: Any) -> dict[str, Any]:
     """What the driver would be given."""
     words = wrapper.get_connection_params()
-    own = wrapper.settings_dict["OPTIONS"]
-    words["options"] = own.get("options") or environ.get("PGOPTIONS", "")
-    role = own.get("assume_role")
+    options = wrapper.settings_dict["OPTIONS"]
+    words["options"] = options.get("options") or environ.get("PGOPTIONS", "")
+    role = options.get("assume_role")
     if role:
         words["options"] += " -c role=" + re.sub(r"([\\ ])", r"\\\1", role)
     return words
@@ -3251,9 +3257,9 @@ def secrets_in(databases: dict[str, Any], words: dict[str, Any]) -> Lines:
 
 
 def run_on_scratch_database(request: str, *command: str, stdout: IO[str]) -> None:
-    """Run a command while every alias leads to the place of the request."""
+    """Run a command while every alias leads to the target of the request."""
     asked = json.loads(request)
-    place = asked["place"]
+    target = asked["target"]
     import django
     from django.conf import settings
     from django.core.management import call_command
@@ -3262,17 +3268,18 @@ def run_on_scratch_database(request: str, *command: str, stdout: IO[str]) -> Non
     if connections.all(initialized_only=True):
         raise NotJudged("the settings module connects to a database")
     databases = connections.settings
-    own = databases[asked["alias"]]
-    kept = {**own["OPTIONS"]}
+    configured = databases[asked["alias"]]
+    options = {**configured["OPTIONS"]}
     hidden = ["DATABASE_URL", "PGDATABASE"]
-    if "HOST" in place:  # a private server, of which the settings know nothing
-        kept.clear()
+    if "HOST" in target:  # a private server, of which the settings know nothing
+        options.clear()
         hidden += [name for name in environ if name.startswith("PG")]
     for word in ("dbname", "pool"):  # another name; connections that outlast
-        kept.pop(word, None)
+        options.pop(word, None)
     for name in hidden:
         environ.pop(name, None)
-    scratch = {**own, **place, "OPTIONS": {**kept, "options": asked["options"]}}
+    options["options"] = asked["options"]
+    scratch = {**configured, **target, "OPTIONS": options}
     # What the handler is given counts, whatever object the settings are.
     connections._settings = {name: dict(scratch) for name in databases}
     databases.update(connections._settings)  # for those who read settings.DATABASES
@@ -3589,13 +3596,13 @@ def introduced(database: Database, starting: Program | None = None) -> Database:
     with step("ask the server"):
         if starting:
             starting.wait()
-        about, interval = database.ask(ABOUT)
+        told, interval = database.ask(ABOUT)
     if interval != "500ms":  # of SETTINGS
         raise NotJudged(
             "the options of sessions are ignored, as by a pooler",
             "let the settings name the server itself",
         )
-    return replace(database, **about)
+    return replace(database, **told)
 
 
 @contextmanager
@@ -3937,11 +3944,11 @@ def lines_of(facts: Facts) -> list[Line]:
         acts = facts["acts"].items()
         verdicts = [f"{name} {act['verdict']}" for name, act in acts]
         lines.append(("acts", ", ".join(verdicts)))
-    known = {name: fact for name, fact in facts.items() if fact is not None}
+    known_facts = {name: fact for name, fact in facts.items() if fact is not None}
     for label, template in LINES:
         if label not in dict(lines):
             with suppress(KeyError):
-                lines.append((label, template.format(**known)))
+                lines.append((label, template.format(**known_facts)))
     for fact in ("not_compared", "accepted", "checks"):
         label = fact.replace("_", " ")
         for text in in_words(facts[fact]):
@@ -4207,7 +4214,7 @@ def contradiction(options: Options, others: Lines) -> str:
     for is_so, problem in [
         (
             # unittest takes abbreviations
-            any(each.startswith("--l") for each in others),
+            any(argument.startswith("--l") for argument in others),
             "--locals would show the settings, with their passwords",
         ),
         (options.live and options.backup, "not allowed: --live and --backup"),

@@ -9,8 +9,9 @@ import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from unittest.mock import patch
 
-from aidscope.tests.in_process import differences_after
+from aidscope.tests.in_process import differences_after, drill, facts_of, made
 from aidscope.tests.support import Case, Row
 
 # -- Views, and their rules -----------
@@ -130,3 +131,18 @@ class FileTests(Case):
         classes = DamagedDatabaseTests.__subclasses__()
         names = [name for each in classes for name in vars(each) if name[:5] == "test_"]
         self.assertEqual(len(names), TEXT.count("-- > "))
+
+
+class HashTests(Case):
+    """Nobody can guess a row or a password from a hash that is shown."""
+
+    def test_another_run_has_other_hashes(self) -> None:
+        """The same database has none of them there."""
+        lines = made().facts + sorted(drill.definitions_in(made().definitions))
+        pinned = drill.PINNED.replace(drill.SALT, "another")
+        with patch.multiple(drill, PINNED=pinned, SALT="another"):
+            others = facts_of(made().restored)
+            others += sorted(drill.definitions_in(made().definitions))
+        hashes = {text for *_, text in lines if " hash " in text}
+        self.assertGreater(len(hashes), 100)
+        self.assertEqual(hashes & {text for *_, text in others}, set())
