@@ -725,7 +725,9 @@ LOCATION = re.compile(r"^LOCATION:  (\w+),|\Z", re.MULTILINE)
 # pg_dump: error: connection to server at "localhost" failed: FATAL:  it rains
 FAULT = re.compile(r"^.*\b(?:error|FATAL|ERROR|PANIC): .*", re.MULTILINE)
 # psql:<stdin>:9: error: backslash commands are restricted; only \unrestrict ...
-RESTRICTED = re.compile(r"error: (backslash commands are r|\\unrestrict:)")
+# psql:<stdin>:9: error: invalid command \nSecret
+COMMAND_FAILED = re.compile(r"^psql:[^:]*:\d+: error: ", re.MULTILINE)
+SCRIPT_FAILED = 3  # psql's exit status where SQL or a command failed
 MOST_LINES = 20  # of sentences that are shown together
 
 
@@ -766,10 +768,10 @@ class ProgramFailed(NotJudged):
     """A program failed: an error, unless a caller can blame the backup."""
 
     def __init__(self, program: Program) -> None:
-        status = program.popen.returncode
+        self.status = program.popen.returncode  # below 0: by a signal
         self.stderr = program.stderr()
         self.report = None
-        if status == 3:  # of psql: SQL failed; 2: the connection did
+        if self.status == SCRIPT_FAILED:
             self.report = report_in(self.stderr)
         if self.report:
             sentence = self.report.sentence()
@@ -778,7 +780,7 @@ class ProgramFailed(NotJudged):
             fault = FAULT.search(self.stderr) or re.search(".+|$", self.stderr)
             sentence = fault[0] or "it said nothing"
             hint = hint_for(sentence)
-        fact = f"{program.name} exited with {status}"  # below 0: by a signal
+        fact = f"{program.name} exited with {self.status}"
         super().__init__(fact, program.run.redacted(sentence), hint)
 
 
@@ -2602,6 +2604,7 @@ BEGIN READ ONLY;
 SELECT format(E'SELECT to_json((%s\n))', :'check') \gexec
 """
 PASSED = "passed"
+SEE_WORDS = "see what it says: --verbose"
 # -- Name: tally; Type: MATERIALIZED VIEW DATA; ... needs rows: no reference has
 REFRESH = re.compile(
     r'(; Type: MATERIALIZED VIEW DATA; .*\n--\n\n)REFRESH (?:"[^"]*"|[^;"])*;'
@@ -2765,7 +2768,7 @@ def verdict_on_load(
     fact = failure.args[0]
     if fact.startswith("pg_restore"):  # it tells no code, but values of rows
         return NotJudged(fact, "run without --jobs: psql tells what it means")
-    if RESTRICTED.search(failure.stderr):
+    if failure.status == SCRIPT_FAILED and COMMAND_FAILED.search(failure.stderr):
         return BackupIsBad(fact, "it holds a command for psql, or its end is cut")
     report = failure.report
     if not report:
@@ -2973,7 +2976,7 @@ def verdict_on_manage(
     try:
         project.manage(shlex.split(command), restored)
     except ProjectFails as failure:
-        return str(failure.args[1])
+        return f"{failure.args[1]}\n  {SEE_WORDS}"
     return PASSED
 
 
@@ -2987,21 +2990,23 @@ def verdict_on_manage(
 DESCRIBE = "--describe-project"
 COMMAND = "--run-project-command"
 FAILS = "the project fails:"  # so it tells what went wrong, on stderr
-# Exceptions that name settings, or say what a command means; and those that do
-# if Django itself raises them. The words of all others may quote a value.
-WITH_PLAIN_WORDS = {
+# Exceptions whose words are shown, as they tell of code alone; of the names of
+# settings, while nothing but settings is imported; of a use of Django, if Django
+# itself raises them. The words of all others may quote a value.
+OF_CODE = {
     "builtins.ImportError",
     "builtins.SyntaxError",
-    "builtins.KeyError",
-    "django.core.management.base.CommandError",
     f"{__name__}.NotJudged",
 }
-WITH_WORDS_OF_DJANGO = {
+OF_SETTINGS = OF_CODE | {"builtins.KeyError"}
+OF_DJANGO = {
     "django.core.exceptions.AppRegistryNotReady",
     "django.core.exceptions.ImproperlyConfigured",
+    "django.core.management.base.CommandError",
     "django.db.utils.ConnectionDoesNotExist",
     "django.db.utils.OperationalError",
 }
+OF_ALL = {"builtins.BaseException"}
 MUST_NOT_RUN = 126  # the exit status of what the drill refuses, as of a shell's
 POSTGRESQL = "django.db.backends.postgresql"
 # Words of a connection that are Django's or a driver's, not libpq's.
@@ -3145,7 +3150,11 @@ def answer(verb: str, *words: str) -> NoReturn:
             print(error, file=errors)  # whole, as manage.py does
         # Until they are described, no secret is known that words might hold; and
         # the words of a command on a restored database might hold rows.
-        with_words = verb == COMMAND and json.loads(words[0])["shows_words"]
+        with_words = OF_CODE
+        if verb == DESCRIBE:
+            with_words = OF_SETTINGS
+        elif json.loads(words[0])["shows_words"]:
+            with_words = OF_ALL
         print(FAILS, described(error, with_words), file=errors)
         if isinstance(error, NotJudged):
             end(MUST_NOT_RUN)
@@ -3170,17 +3179,17 @@ def run_in_project(work: Callable[[], None], *arguments: str) -> None:
     work()
 
 
-def described(error: BaseException | None, with_words: bool) -> str:
-    """An error and its causes: kinds, places, and words without secrets."""
+def described(error: BaseException | None, with_words: Things) -> str:
+    """An error and its causes: kinds and places; of kinds with_words, these, too."""
     lines = []
     while error:
         line = type(error).__name__
         frames = traceback.extract_tb(error.__traceback__)
         kinds = {f"{kind.__module__}.{kind.__name__}" for kind in type(error).__mro__}
-        plain = WITH_PLAIN_WORDS
+        shown = with_words
         if re.search(DJANGO, str(frames[-1:])):
-            plain = WITH_PLAIN_WORDS | WITH_WORDS_OF_DJANGO
-        if with_words or kinds & plain:
+            shown = with_words | OF_DJANGO
+        if kinds & shown:
             line += f": {error}".partition("\n")[0]
         of_project = [
             frame for frame in frames if not re.search(INSTALLED, frame.filename)
@@ -3367,17 +3376,16 @@ def verdict_on_command(shell: Program, failed: type[Verdict]) -> Verdict:
     """What a command that failed says of the backup."""
     status = shell.popen.returncode
     fact = f"{shell.name} exited with {status}"
-    hint = "see what it says: --verbose"
     if status < 0 or status in TOLD_BY_SHELL:
         return NotJudged(
             fact,
             "a program was ended by a signal, is not there, or must not be run",
-            hint,
+            SEE_WORDS,
         )
     server_log = shell.run.folder / "data" / "log"  # of a private server
     if server_log.exists() and NO_ROOM in server_log.read_text(errors="replace"):
         return NotJudged(fact, hint_for(NO_ROOM))
-    return failed(fact, hint)
+    return failed(fact, SEE_WORDS)
 
 
 def command_environment(
@@ -4024,7 +4032,7 @@ def shown_fault(error: BaseException) -> BaseException:
         return NotJudged(*error.args)
     if isinstance(error, SHOWN_AS_THEY_ARE):
         return error
-    fault = described(error, with_words=False)
+    fault = described(error, OF_CODE)
     return NotJudged("a fault of the drill's own", fault)
 
 

@@ -816,6 +816,7 @@ class Managed(Row):
 
 
 FIELD = "from django.db.models import IntegerField; IntegerField()"
+RAISES_COMMAND_ERROR = "from django.core.management import CommandError as E; raise E"
 MANAGED = (
     Managed("unknown", "nosuch", "CommandError: Unknown command: 'nosuch'.*"),
     Managed("failing", "migrate --check", ".*"),
@@ -835,6 +836,16 @@ MANAGED = (
         "failing with a value that Django quotes",
         f"shell -c \"{FIELD}.clean('{SECRET[::-1]}'[::-1], None)\"",
         r"ValidationError \(in .*",
+    ),
+    Managed(
+        "failing with a value that is a key",
+        f"shell -c \"{{}}['{SECRET[::-1]}'[::-1]]\"",
+        r"KeyError \(in .*see what it says: --verbose",
+    ),
+    Managed(
+        "failing with a value in words of its own",
+        f"shell -c \"{RAISES_COMMAND_ERROR}('{SECRET[::-1]}'[::-1])\"",
+        r"CommandError \(in .*see what it says: --verbose",
     ),
     Managed("good", "check", "passed"),
 )

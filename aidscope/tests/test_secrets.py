@@ -540,6 +540,15 @@ class RowTests(Case):
         self.assertEqual(over.status, 1)
         self.assert_said(over, "42703")
 
+    def test_value_behind_a_backslash(self) -> None:
+        """A psql that knows no restriction, too, takes it for a command."""
+        row = f"(1);\n2\\t{SECRET}"
+        with place() as here:
+            here.stand_in("psql", "exit 0", "*--help=commands*")
+            over = loaded(here, INSERTS.replace(f'("{SECRET}");', row))
+        says = "it holds a command for psql"
+        self.assert_verdict(over, "failed", says, act="restore")
+
     def test_value_that_a_constraint_reads(self) -> None:
         """A value that names a table, which the search path does not find."""
         with place() as here, database(NAMING) as name:
@@ -595,7 +604,7 @@ class UnreadableURLTests(Case, table=UNREADABLE):
         try:
             dj_database_url.parse(url_with(row.password))
         except ValueError as error:
-            said = drill.described(error, with_words=False)
+            said = drill.described(error, drill.OF_SETTINGS)
         self.assertRegex(said, r"\A\w*Error \(in .*, line \d+\)")
         self.assertNotIn(SECRET, said)
 
