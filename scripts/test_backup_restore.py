@@ -7,47 +7,55 @@
 
 The source is a rehearsal, made for this run: the project's migrations and a
 sample of awkward values. With --live it is the configured database, which is
-only read. With --backup FILE the backup exists, and is compared with what it
-says itself. The team's own commands can take the place of pg_dump and of psql.
+only read. With --backup FILE the backup exists already, and is compared with
+what it says itself. The team's own commands can take the place of pg_dump and
+of psql.
 
 PostgreSQL's own programs tell what a database holds, in two ways: pg_dump
 writes its definitions, psql reads its facts. PostgreSQL rewrites some
-definitions at their first restore; so the source's are restored alone as well,
-without rows, into a reference, and those of the reference are expected.
+definitions when they are restored for the first time. So the source's
+definitions are also restored alone, without rows, into a reference, and the
+restored database must have the definitions of that.
 
     server      a database through which others are made: where, as whom
     scratch     made by this run, carries its mark, is dropped by it
-    private     a server that this run has started, and ends (--throwaway)
+    private     a server that this run starts and stops (--throwaway)
     source      the database that is backed up
     backup      the file or folder that holds it
-    entry       what pg_dump writes about one object, below a comment
+    entry       what pg_dump writes about one object, under a comment
     reading     what one pass over a backup, as SQL, finds in it
     restored    the scratch database loaded from the backup
     reference   the scratch database with the source's definitions, no rows
-    contents    what a database holds, as lines of text that can be compared
-    difference  a line that the restored database or its source lacks
+    fact        a thing and a text about it: table public.film: 1000 rows
+    contents    the facts and the definitions of a database
+    difference  a fact that one of two databases lacks
+    evidence    what a run has found, as it is printed and reported
 
-A failure (BackupIsBad) says that the backup is bad, an error (NotJudged) that
-it could not be judged, and what to do.
+A failure (BackupIsBad) says that the backup is bad; an error (NotJudged) says
+that it could not be judged, and what to do.
 
 First come the tests; then what a pass rests on: programs, verdicts, databases,
 contents, differences; then how it is done: reading a backup, the source, a
 backup that exists, validation, restore, the project, own commands, servers,
-hints, the evidence, the command line. Whoever has one question may begin here:
+hints, the evidence, the command line. If you have one question, begin here:
 
     what is dropped, and nothing else   DROPPABLE, DROP, drop_databases,
                                         scratch_work
-    what a signal ends, or a kill       GUARD, interrupt, guarded, Run.started;
-                                        who cleans up: setUpClass, main
+    what happens at a signal, or a kill GUARD, interrupt, guarded, Run.started;
+                                        who cleans up: setUpClass, main,
+                                        scratch_work
     how long a program may take         Run.started, Program.wait
-    which errors blame the backup       ALWAYS, verdict_on_load;
-                                        of own commands: verdict_on_command
+    which errors blame the backup       BLAMED_ALWAYS, verdict_on_load;
+                                        of own commands: verdict_on_command,
+                                        load_by_command
     what is taken for a secret          SECRET, secrets_in, definitions_in
-    why no password is shown            Run.redacted, named_database, answer_of,
-                                        described
-    why no row is shown                 MEANINGS, Report.sentence
+    why no password is shown            Run.redacted, ProgramFailed, unaccepted,
+                                        named_database, answer_of, described,
+                                        contradiction
+    why no row is shown                 MEANINGS, Report.sentence,
+                                        verdict_on_load, WARNING, SALT, OF_CODE
     what of a row is compared           PINNED, ROWS
-    what of a definition is compared    definitions_in, contents_apart
+    what of a definition is compared    definitions_in, differences_between
     why a definition may be rewritten   Drill.loaded, Drill.compare
     what a file is compared with        problems_of_source; of one that exists:
                                         told_facts, expected_of_existing
@@ -58,9 +66,11 @@ hints, the evidence, the command line. Whoever has one question may begin here:
     where data have lost their end      END_OF_DATA, Reading.take_block,
                                         Reading.check_rows, Reading.finish_tables
     what is only text in a file         Reading.end_texts, opened_in
-    what is never loaded                Reading.note, require_loadable
+    what is never loaded                Reading.note, Reading.begin,
+                                        without_left_out, loading,
+                                        require_loadable
     what files are taken for            KNOWN_FORMATS, readable_backup
-    what the project's code can reach   run_on_scratch_database
+    what the project's code can reach   Project.request, run_on_scratch_database
     what own commands are given         command_environment
     how own commands end                run_command, verdict_on_command
     what a pass does not prove          NEVER_COMPARED, not_compared
@@ -118,11 +128,10 @@ from urllib.parse import quote, urlencode
 __unittest = True  # unittest then shows our sentences without our frames
 log = logging.getLogger("backup_drill")
 Options = argparse.Namespace  # of the command line, see the last section
-Words = dict[str, str]
-Facts = dict[str, Any]  # the evidence, see there
-Lines = list[str]
+StringDict = dict[str, str]
+Evidence = dict[str, Any]  # see FACTS
 Things = AbstractSet[str]
-Line = tuple[str, str]  # a thing, and what is so of it
+Fact = tuple[str, str]  # a thing, and a text about it
 Command = tuple[str, ...]
 File = IO[bytes]
 Context = AbstractContextManager[Any]
@@ -138,15 +147,15 @@ class Verdict(Exception):
 
 
 class BackupIsBad(Verdict, AssertionError):
-    """The backup was judged and is bad: a failure, in unittest's words."""
+    """The backup was judged and is bad: unittest calls this a failure."""
 
 
 class NotJudged(Verdict):
-    """The backup could not be judged: an error."""
+    """The backup could not be judged: unittest calls this an error."""
 
 
 class NotReadable(NotJudged):
-    """The backup is none that pg_dump wrote, or is packed or encrypted."""
+    """The file was not written by pg_dump, or is packed or encrypted."""
 
 
 # --- The story ---------------------------------------------------------------
@@ -155,7 +164,7 @@ class NotReadable(NotJudged):
 
 
 class BackupRestoreTests(unittest.TestCase):
-    """A backup is made, is whole, brings all back. Each test can run alone."""
+    """A backup is made, is whole, brings everything back. Each test can run alone."""
 
     options: Options | None = None  # None: unittest or pytest was called
     drill: "Drill"
@@ -165,41 +174,41 @@ class BackupRestoreTests(unittest.TestCase):
         atexit.register(cls.doClassCleanups)  # as unittest does not at Ctrl-C
         cls.enterClassContext(interruptible())
         cls.drill = Drill(cls.options or given_options(), cls.enterClassContext)
-        # Cleanups run last first: all that set-up enters has ended by then.
-        cls.addClassCleanup(publish, cls.drill.facts, cls.drill.options)
-        judge(cls.drill.facts, "set-up", cls.drill.set_up)
+        # Cleanups run in reverse order: it is published after all else has ended.
+        cls.addClassCleanup(publish, cls.drill.evidence, cls.drill.options)
+        judge(cls.drill.evidence, "set-up", cls.drill.set_up)
 
     def test_backup_creation(self) -> None:
         """The source is written to a new backup."""
-        judge(self.drill.facts, "creation", lambda: self.drill.backup)
+        judge(self.drill.evidence, "creation", lambda: self.drill.backup)
 
     def test_backup_validation(self) -> None:
         """The backup is whole and holds every row of every table."""
-        judge(self.drill.facts, "validation", lambda: self.drill.reading)
+        judge(self.drill.evidence, "validation", lambda: self.drill.reading)
 
     def test_backup_restore(self) -> None:
         """A fresh database loaded from the backup is the source again."""
-        judge(self.drill.facts, "restore", self.drill.restore)
+        judge(self.drill.evidence, "restore", self.drill.restore)
 
 
 def load_tests(loader: unittest.TestLoader, *_: object) -> unittest.TestSuite:
-    """Creation, validation, restore: by name, restore would come early."""
+    """Creation, validation, restore: sorted by name, restore would come second."""
     names = loader.getTestCaseNames(BackupRestoreTests)
     names = sorted(names, key=lambda name: name.endswith("restore"))
     return unittest.TestSuite(map(BackupRestoreTests, names))
 
 
 class Drill:
-    """One run; what a stage makes is kept for the stages that follow."""
+    """One run; what one stage makes is kept for the stages that follow."""
 
     def __init__(self, options: Options, enter: Callable[[Context], Any]) -> None:
         self.options = options
-        self.enter = enter  # takes a context that lasts until the run is over
-        self.facts = facts_at_first(options)
+        self.enter = enter  # enters a context that lasts until the run is over
+        self.evidence = initial_evidence(options)
 
     def set_up(self) -> None:
         """Read the settings; find their server, or start a private one."""
-        run = self.enter(started_run(self.options, self.facts))
+        run = self.enter(started_run(self.options, self.evidence))
         self.project = described_project(run)
         self.configured = None
         if self.options.live or not self.options.private:
@@ -207,28 +216,28 @@ class Drill:
         self.is_private = self.options.private or not self.configured
         if not self.is_private:
             self.enter(scratch_work(self.configured))
-        elif not self.options.backup:
-            _ = self.starting  # from now on, in the background
+        elif not self.options.backup:  # which tells the version of its server
+            _ = self.starting  # a first access starts it, in the background
 
     @cached_property
     def starting(self) -> tuple["Database", "Program"]:
-        """The private server, which starts while other work is done."""
+        """The private server, and the program that is starting it."""
         major = NEWEST
         if self.options.live:
             major = self.configured.major
         elif self.options.backup:
-            major = self.backup.announced.versions[-1]
+            major = self.backup.first_reading.versions[-1]
         return self.enter(starting_server(self.project, major))
 
     @cached_property
     def server(self) -> "Database":
-        """The server of the scratch databases, once it is there."""
+        """The server of the scratch databases, once it has started."""
         server = self.configured
         server_is = "the one of the settings"
         if self.is_private:
-            server = introduced(*self.starting)
+            server = with_server_details(*self.starting)
             server_is = "private"
-        self.facts.update(
+        self.evidence.update(
             server=server.version,
             server_is=server_is,
             programs=server.programs.version,
@@ -237,13 +246,13 @@ class Drill:
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:
-        """Raise NotJudged if a backup that exists is not as it was at first."""
+        """Raise NotJudged if the block or somebody else changes the --backup."""
         path = self.options.backup
         before = self.state
         try:
             yield
-        finally:
-            after = state_of(path)  # a restore command may remove it
+        finally:  # in place of another error, too, which this may have caused
+            after = state_of(path)  # empty if a restore command removed it
             if after and after != before:
                 raise NotJudged(
                     f"{path} changed while it was judged",
@@ -252,7 +261,7 @@ class Drill:
 
     @cached_property
     def state(self) -> list[tuple[int, int, int]]:
-        """The state of a backup that exists, as it was found."""
+        """The state in which an existing backup was found."""
         return state_of(self.options.backup)
 
     @cached_property
@@ -263,10 +272,10 @@ class Drill:
         elif self.options.backup:
             with self.unchanged():
                 backup = adopted_backup(self.options.backup, self.project.run)
-            self.facts["backup_written"] = in_utc(backup.written)
+            self.evidence["backup_written"] = in_utc(backup.written)
         else:
             backup = rehearsed_backup(self.server, self.project)
-        self.facts.update(
+        self.evidence.update(
             seconds_to_back_up=backup.seconds,
             format=backup.format.name,
             bytes=size_of(self.options.backup or backup.path),
@@ -275,22 +284,22 @@ class Drill:
 
     @cached_property
     def reading(self) -> "Reading":
-        """What the backup says, once it was found to be whole."""
+        """What the backup says. Raises BackupIsBad unless it is whole."""
         backup = self.backup
         server = self.configured
         if self.is_private:
-            server, _ = self.starting  # of which no more is needed here
+            server, _ = self.starting  # reading needs its programs alone
         with self.unchanged():
             reading, sha256 = validated_reading(backup, server)
         roles = sorted(reading.roles - {"PUBLIC"})
-        self.facts.update(sha256=sha256, roles_needed=roles)
+        self.evidence.update(sha256=sha256, roles_needed=roles)
         age = time.time() - backup.written
         if self.options.max_age and age < -60:
             raise NotJudged(
                 "the time of the backup is in the future",
                 "set the clock that is wrong, or its file's time",
             )
-        require_limit(self.facts, "max_age", "the backup is too old", age)
+        require_limit(self.evidence, "max_age", "the backup is too old", age)
         return reading
 
     def restore(self) -> None:
@@ -301,13 +310,13 @@ class Drill:
         if self.options.rehearsal:
             with step("use the restored database"):
                 insert_through_sequences(restored)
-        seconds = self.facts["seconds_to_restore"]
+        seconds = self.evidence["seconds_to_restore"]
         fact = "the restore took too long"
-        require_limit(self.facts, "max_restore", fact, seconds)
-        require_checks(restored, self.project, self.facts["checks"])
+        require_limit(self.evidence, "max_restore", fact, seconds)
+        require_checks(restored, self.project, self.evidence["checks"])
 
     def loaded(self) -> tuple["Database", "Program | None"]:
-        """The restored database, and what writes the reference's definitions."""
+        """The restored database; pg_dump, which writes the reference's definitions."""
         backup = self.backup
         reading = self.reading
         server = self.server
@@ -316,49 +325,48 @@ class Drill:
         if self.options.live:
             server = with_path_of(backup.source, server)
         restored = database_for(backup, server)
-        definitions = None
-        if self.options.restore_command:  # first of all, as it may drop roles
+        if self.options.restore_command:  # before all else, as it may drop roles
             seconds = load_by_command(backup, restored, self.project)
-            self.facts["not_compared"]["encoding and locale of the database"] = (
+            self.evidence["not_compared"]["encoding and locale of the database"] = (
                 "the restore command may make it anew"
             )
-        if backup.source:
+        if backup.source:  # in the background
             reference = made_database(server, "reference", restored)
-            defining = self.enter(loading_reference(reference, backup.contents))
+            reference_load = self.enter(loading_reference(reference, backup.contents))
         if not self.options.restore_command:
             seconds = load_backup(backup, reading, restored)
-        self.facts["seconds_to_restore"] = seconds
-        if backup.source:
-            defining.wait()
-            definitions = self.enter(reference.started(*DEFINITIONS))
-        return restored, definitions
+        self.evidence["seconds_to_restore"] = seconds
+        if not backup.source:
+            return restored, None
+        reference_load.wait()
+        return restored, self.enter(reference.started(*DEFINITIONS))
 
     def compare(self, restored: "Database", definitions: "Program | None") -> None:
         """Compare what came back with what was expected."""
         backup = self.backup
         found, plan = read_back(restored, self.project)
         # [ ]  shop.0002_price
-        self.facts["pending_migrations"] = re.findall(r"(?m)^\[ \] +(\S+)", plan)
+        self.evidence["pending_migrations"] = re.findall(r"(?m)^\[ \] +(\S+)", plan)
         if not backup.source and not found.definitions and self.options.restore_command:
             raise NotJudged("nothing came back", ELSEWHERE)
         if backup.source:
             fact = "the restored database differs from its source"
             definitions.wait()
-            # Both were written once more after a restore, as PostgreSQL does.
+            # What a restore rewrites, it has rewritten in the reference as well.
             expected = replace(backup.contents, script=definitions.stdout())
         else:
             fact = "the restored database differs from what its backup says"
             expected = expected_of_existing(backup, self.reading, found)
-        self.facts["not_compared"].update(
+        self.evidence["not_compared"].update(
             not_compared(backup, self.reading, expected, found)
         )
-        apart = unaccepted(contents_apart(expected, found), restored.run)
+        apart = unaccepted(differences_between(expected, found), restored.run)
         if not expected.definitions & found.definitions:
             fact += f"\n  {ELSEWHERE}"
         require_none(fact, apart)
         if not rows_of_tables(found.facts):  # whatever was accepted
             raise BackupIsBad("no table came back")
-        self.facts.update(counts_of(expected))
+        self.evidence.update(counts_of(expected))
         with step("make differences, and see them"):
             require_differences_seen(restored, found)
 
@@ -371,11 +379,11 @@ class Drill:
 # The guard waits for the end of its stdin, which this process alone holds open.
 # Then it ends, in this order:
 # - its group, by TERM, as programs that still write would fill the folder again;
-# - what has left the group, as below `timeout` and `setsid`, but has the folder $1
-#   in its environment, as the value of BACKUP_DRILL, where there is a /proc;
-# - the private server, by QUIT, which waits for nothing; after 10 seconds by KILL,
-#   and then its children, too, which have groups of their own;
-# - the folder; and at last all that did not hear TERM, and itself.
+# - what has left the group, as `timeout` and `setsid` make programs do, but has the
+#   folder $1 as BACKUP_DRILL in its environment, where there is a /proc;
+# - the private server, by QUIT, at which it stops at once; after 10 seconds by KILL,
+#   together with its children, which have groups of their own;
+# - the folder; and at last whatever ignored TERM, and itself, by KILL.
 GUARD = r"""
 trap '' HUP INT TERM
 end_strays() {
@@ -385,7 +393,7 @@ end_strays() {
 cat
 kill -s TERM 0
 end_strays TERM "=$1"
-file="$1/data/postmaster.pid"  # which a server that ends removes
+file="$1/data/postmaster.pid"  # the server removes it when it ends
 if read -r server < "$file"; then
     kill -s QUIT "$server"
     kill -s CONT "$server"     # it may have been stopped
@@ -405,15 +413,15 @@ end_strays KILL "=$1"
 kill -s KILL 0
 """
 MOST_SHOWN = 2**14  # bytes of what a team's or the project's code prints
-GUARD_SECONDS = 60  # that it may take: the folder may be large
-ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # they ask for an end
+GUARD_SECONDS = 60  # within which a guard must end: its folder may be large
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # they ask us to end
 # PostgreSQL's programs get only these variables.
 PASSED_ON = ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH", "KRB5CCNAME")
 # pg_dump: warning: it rains
 # gzip: x.gz: decompression OK, trailing garbage ignored
-# psql:<stdin>:33: WARNING:  01000: it rains; without its words, which may quote
-# a value; and not of class 25, as a backup puts large objects between BEGIN and
-# COMMIT
+# psql:<stdin>:33: WARNING:  01000: it rains
+# Of psql's, the message is left out, as it may quote a value; and class 25 is, as a
+# backup loads large objects between a BEGIN and a COMMIT of its own.
 WARNING = re.compile(
     r"^(pg_\w+: (?:warning|hint|detail).*|(?:gzip|bzip2): .*"
     r"|psql:.*?:\d+: \S+:  (?!25)\w{5})",
@@ -424,16 +432,16 @@ WARNING = re.compile(
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Raise KeyboardInterrupt in the block on SIGINT, SIGTERM and SIGHUP."""
-    # One that is ignored from the start, as nohup does, stays ignored.
+    # A signal that is ignored from the start, as nohup does, stays ignored.
     before = {number: signal.getsignal(number) for number in ENDINGS}
     for number in ENDINGS:
         if before[number] != SIG_IGN:
             signal.signal(number, interrupt)
-    # A program that asks a terminal for a passphrase then fails: no stop.
+    # A program that asks a terminal for a passphrase then fails; else it would stop.
     signal.signal(signal.SIGTTIN, SIG_IGN)
     signal.signal(signal.SIGTTOU, SIG_IGN)
-    yield  # unittest leaves by a return only
-    if __name__ != "__main__":  # else nothing follows that could be ended
+    yield  # no exception comes out of here: this is a fixture of unittest's
+    if __name__ != "__main__":  # else nothing follows
         for number in ENDINGS:
             signal.signal(number, before[number])
 
@@ -445,7 +453,7 @@ def interrupt(number: int, _frame: object) -> None:
 
 
 def ignore_endings() -> None:
-    """Ignore all that asks for an end, as the drill cleans up."""
+    """Ignore these signals, as the drill cleans up."""
     for number in ENDINGS:
         signal.signal(number, SIG_IGN)
 
@@ -474,22 +482,22 @@ def guarded(folder: Path) -> Iterator[int]:
 
 
 @contextmanager
-def started_run(options: Options, facts: Facts) -> Iterator["Run"]:
+def started_run(options: Options, evidence: Evidence) -> Iterator["Run"]:
     """A run and its folder, which is gone after the block."""
     # Python's tempfile would silently leave a TMPDIR that is full or missing.
     parent = Path(environ.get("TMPDIR") or tempfile.gettempdir())
     number = os.urandom(8).hex()
     folder = parent.absolute() / f"{MARK}{number}"
-    if "\n" in str(folder):  # with which the guard would look for two names
+    if "\n" in str(folder):  # the guard's grep would look for two names
         raise NotJudged("TMPDIR has a line feed in its name", "set another one")
     folder.mkdir(mode=0o700)
     with guarded(folder) as group:
         try:
-            yield Run(options, folder, group, facts)
+            yield Run(options, folder, group, evidence)
         finally:
             ignore_endings()
     if folder.exists():
-        facts["scratch_dropped"] = False
+        evidence["scratch_dropped"] = False
         log.warning("left behind: the folder of this run, %s", folder)
 
 
@@ -498,14 +506,14 @@ class Run:
     """What all parts of one run share, and how they start programs."""
 
     options: Options
-    folder: Path  # for its files; its name begins those of its databases
-    group: int  # of processes, led by a guard
-    facts: Facts  # the evidence
-    secrets: Command = field(default=(), repr=False)
+    folder: Path  # for its files; the names of its databases begin with its name
+    group: int  # the process group of its guard
+    evidence: Evidence
+    secrets: tuple[str, ...] = field(default=(), repr=False)
 
     @cached_property
-    def hidden(self) -> Lines:
-        """The secrets, however they are written; the longest come first."""
+    def hidden(self) -> list[str]:
+        """The secrets in every quoting; the longest come first."""
         forms = set().union(*map(written_forms, self.secrets))
         return sorted(forms, key=len, reverse=True)
 
@@ -517,12 +525,12 @@ class Run:
 
     @cached_property
     def installed(self) -> str:
-        """The folders of PostgreSQL's programs, a line each, with a version."""
+        """The folders of PostgreSQL's programs, one a line, with their versions."""
         return output_of(self.started("/bin/sh", "-c", FIND_PROGRAMS))
 
     def file(self, text: str = "") -> File:
         """A nameless file with the text, for a program to read or to write."""
-        # Not in the folder, which a team's command could remove.
+        # Not in the run's folder, which a team's command could remove.
         file = tempfile.TemporaryFile(dir=self.folder.parent)  # noqa: SIM115
         file.write(encoded(text))
         file.seek(0)
@@ -533,14 +541,14 @@ class Run:
         self,
         *command: object,
         name: str = "",
-        environment: Words | None = None,
-        text: str = "",  # that it reads, unless there is a stdin
+        environment: StringDict | None = None,
+        text: str = "",  # its stdin, unless that is given
         stdin: int | File | None = None,
         stdout: int | None = None,
-        timeouts: float = 1,  # it may take so many times --timeout
+        timeouts: float = 1,  # its time limit, as a multiple of --timeout
         **account: Any,
     ) -> Iterator["Program"]:
-        """A program that runs beside this process, killed behind the block."""
+        """A program that runs beside this process, and is killed after the block."""
         with self.file(text) as given, self.file() as output, self.file() as errors:
             popen = Popen(
                 list(map(str, command)),
@@ -556,25 +564,25 @@ class Run:
             )
             name = name or Path(popen.args[0]).name
             timer = Timer(timeouts * self.options.timeout, popen.kill)
-            timer.daemon = True  # no signal must have to wait for it
+            timer.daemon = True  # else this process would wait for it at its end
             program = Program(self, name, popen, output, errors, timer)
             with popen:
                 try:
-                    timer.start()  # last, so that what it kills has had its time
+                    timer.start()  # after `began`: what it kills has used its time
                     yield program
                 finally:
                     timer.cancel()
                     popen.kill()
 
 
-def base_environment() -> Words:
-    """The variables of a program of PostgreSQL's, which then speaks English."""
+def base_environment() -> StringDict:
+    """The environment of PostgreSQL's programs, which then speak English."""
     passed_on = {name: environ[name] for name in PASSED_ON if name in environ}
     return {**passed_on, "LC_ALL": "C", "TZ": "UTC"}
 
 
 def encoded(text: str) -> bytes:
-    """The bytes of a text; what was no UTF-8 when it was read is as it was."""
+    """The bytes of a text; those that were not UTF-8 come back unchanged."""
     return text.encode("utf-8", "surrogateescape")
 
 
@@ -583,12 +591,12 @@ def written_forms(secret: str) -> set[str]:
     backslashed = secret.replace("\\", "\\\\")
     return {
         secret,
-        secret.replace("'", "''"),
-        backslashed,
-        backslashed.replace("'", "\\'"),
-        secret.replace("'", "'\\''"),
-        secret.replace("'", "'\"'\"'"),
-        re.sub(r'([\\"$`])', r"\\\1", secret),
+        secret.replace("'", "''"),  # SQL
+        backslashed,  # E'' of SQL
+        backslashed.replace("'", "\\'"),  # libpq
+        secret.replace("'", "'\\''"),  # bash: 'it'\''s'
+        secret.replace("'", "'\"'\"'"),  # shlex: 'it'"'"'s'
+        re.sub(r'([\\"$`])', r"\\\1", secret),  # a shell, in double quotes
         quote(secret),
         quote(secret, safe=""),
         repr(secret)[1:-1],
@@ -599,14 +607,14 @@ def written_forms(secret: str) -> set[str]:
 
 @dataclass(frozen=True)
 class Program:
-    """A program that was started, and the files that take what it writes."""
+    """A program that was started, and the files into which it writes."""
 
     run: Run
     name: str
     popen: Popen[bytes]
     output: File
     errors: File
-    timer: Timer  # which kills it when its time is over
+    timer: Timer  # kills it when its time is up
     began: float = field(default_factory=monotonic)
 
     def stdout(self) -> str:
@@ -614,27 +622,30 @@ class Program:
         return text_of(self.output)
 
     def stderr(self) -> str:
-        """What it has written to stderr, secrets included."""
+        """What it has written to stderr; it may hold secrets."""
         return text_of(self.errors)
 
     def show(self, *streams: File) -> None:
         """Show, with --verbose, the end of what it has written."""
         texts = [text_of(stream, MOST_SHOWN) for stream in streams]
-        words = self.run.redacted("\n".join(texts)).strip()
-        if words:
-            log.info("%s says:\n%s", self.name, textwrap.indent(words, "  "))
+        text = self.run.redacted("\n".join(texts)).strip()
+        if text:
+            log.info("%s says:\n%s", self.name, textwrap.indent(text, "  "))
 
     def wait(self) -> float:
-        """The seconds since its start, once it has ended well. Raises if it did not."""
+        """Wait until it has ended well; return how many seconds it took.
+
+        Raises ProgramFailed if it failed, NotJudged if its time was up.
+        """
         status = self.popen.wait()
-        seconds = round(monotonic() - self.began, 3)
-        most = self.timer.interval
-        if status < 0 and seconds >= most:
+        seconds = monotonic() - self.began
+        limit = self.timer.interval
+        if status < 0 and seconds >= limit:
             raise NotJudged(
-                f"{self.name} did not end within {most:g} s",
+                f"{self.name} did not end within {limit:g} s",
                 "allow more time with --timeout, unless somebody holds a lock",
             )
-        # By 2, gzip warns: of what stands behind the end of a file, say.
+        # gzip exits with 2 for a warning, such as that of trailing garbage.
         if status and (self.name, status) != ("gzip", 2):
             raise ProgramFailed(self)
         warnings = WARNING.findall(self.run.redacted(self.stderr()))
@@ -643,27 +654,28 @@ class Program:
             if self.name in ("pg_dump", "gzip", "bzip2"):
                 level = logging.WARNING
             log.log(level, "%s says:\n%s", self.name, indented(warnings))
-        return seconds
+        return round(seconds, 3)
 
 
-def text_of(file: File, most: int = sys.maxsize) -> str:
-    """The last lines that a program has written; the file's offset stays."""
+def text_of(file: File, max_bytes: int = sys.maxsize) -> str:
+    """The last lines of a file into which a program may still write."""
     size = os.fstat(file.fileno()).st_size
-    beginning = max(0, size - most)
+    beginning = max(0, size - max_bytes)
+    # Not by read(), which would move the offset that the program writes at.
     raw = os.pread(file.fileno(), size, beginning)
-    if beginning:  # a line that is cut may begin within a password
+    if beginning:  # the first line is cut, perhaps within a password
         _, _, raw = raw.partition(b"\n")
     return raw.decode("utf-8", "surrogateescape")
 
 
 def wait_for(*programs: Program) -> None:
-    """Wait until all have ended well; raise the failure of the first."""
+    """Wait until all have ended well, one after the other."""
     for program in programs:
         program.wait()
 
 
 def output_of(starting: Context) -> str:
-    """What a program writes to stdout, once it has ended well."""
+    """What a program writes to stdout. Raises unless it ends well."""
     with starting as program:
         program.wait()
         return program.stdout()
@@ -671,56 +683,59 @@ def output_of(starting: Context) -> str:
 
 # --- Verdicts ----------------------------------------------------------------
 # In: what a program said when it failed. Out: a failure or an error. Promised:
-# a load that fails makes a backup bad by the lists below alone, or by a command
-# for psql. What a program says is classified as it said it, and redacted where
-# it is shown; no value of a row is shown.
+# a load by psql that fails makes a backup bad by the lists below alone, or if the
+# backup holds a command for psql. What a program says is classified as it was
+# said, and redacted where it is shown; no value of a row is shown.
 
-# Patterns for a SQLSTATE and the function of the server's that reported it,
-# such as 22P02:pg_strtoint32_safe. Only a backup's content can cause these:
-ALWAYS = (
-    "22(?!023)",  # no value of its type; 22023 is about a parameter
+# Patterns for a SQLSTATE and the server's function that reported it, such as
+# 22P02:pg_strtoint32_safe. Only a backup's content can cause these:
+BLAMED_ALWAYS = (
+    "22(?!023)",  # not a value of its type; 22023 is about a parameter
     "42P06|42P07|42701|42723",  # a schema, relation, column, function twice
     "42710:(?!CreateExtension|CreateRole)",  # another object twice
-    "23502|23503",  # NULL in a NOT NULL column; a reference to no row
-    "P0001:exec_stmt_raise",  # a function of the backup's own raises it
+    "23502|23503",  # NULL in a NOT NULL column; a reference to a missing row
+    "P0001:exec_stmt_raise",  # a function in the backup raises it
 )
 # These too, on the major version that wrote it: others have other objects, and
-# other SQL, as 13 was the last one with operators behind their operand.
-ON_SAME_MAJOR = (
-    "42601",  # no SQL
+# another SQL; 13 was the last version with postfix operators.
+BLAMED_ON_SAME_MAJOR = (
+    "42601",  # a syntax error
+    # No such table, column, function, schema; but not a library, an extension:
     "(42P01|42703|42883|3F000):(?!load_external_function|CreateExtension)",
-    "42704:(typenameType|compute_return_type|get_extension_oid)",
+    "42704:(typenameType|compute_return_type|get_extension_oid)",  # no such type
     "42704:AlterPublication",
-    "42803|42809|42830",  # no such view, kind of relation, foreign key
+    "42803",  # a view that groups by a key which is lost
+    "42809|42830",  # a wrong kind of relation; no key for a foreign key
     "55000:ATExecAttachPartitionIdx",
 )
-# These too, in the locale of the source, as texts can have another order
-# elsewhere: keys that are there twice, CHECKs, exclusions, partitions' bounds.
-IN_SAME_LOCALE = ("23505|23514|23P01|42P17",)
-# What a code means of rows, where PostgreSQL's own words could quote one.
+# These too, in the locale of the source, as texts may be ordered otherwise
+# elsewhere: duplicate keys, CHECKs, exclusions, partition bounds.
+BLAMED_IN_SAME_LOCALE = ("23505|23514|23P01|42P17",)
+# What a code means of rows, where PostgreSQL's own message could quote one.
 MEANINGS = {
-    "42601": "what is no SQL",
-    "22021": "bytes that are no text in its encoding",
-    "22P02": "a value that its type does not take",
+    "42601": "a syntax error",
+    "22021": "bytes that are not text in its encoding",
+    "22P02": "a value that its type does not allow",
     "22P04": "a row with too few or too many columns",
-    "23502": "NULL in a column that takes none",
+    "23502": "NULL in a column that does not allow it",
     "23503": "a reference to a row that is missing",
-    "23505": "a key that is there twice",
+    "23505": "a duplicate key",
     "23514": "a row that a CHECK forbids",
 }
-# What may name a value: one that is cast to regclass, say, if there is no such
-# thing. The functions are those that look at the words of a statement alone.
-OF_VALUES = (
+# Errors whose message may quote a value, such as one that is cast to regclass.
+# Not so those of these functions, which look at the text of a statement alone.
+MAY_QUOTE_VALUE = (
     "(42601|42602|42704|42883|42P01|3F000|58P01)"
     ":(?!parserOpenTable|errorMissing|ParseFunc|op_error|transformSubLink"
     "|ResolveOpClass)"
 )
 # psql:<stdin>:25: ERROR:  22P02: invalid input syntax for type integer: "x"
-# but no code of a warning's, of which psql adds the last two behind an error
+# but not a warning: 00, 01; and 25001, 25P01, which may come after an error.
 REPORT = re.compile(
     r"^psql:[^:]*:(\d+): \S+:  (?!0[01]|25001|25P01)([0-9A-Z]{5}): (.*)", re.MULTILINE
 )
 # LOCATION:  pg_strtoint32_safe, numutils.c:320
+# or the end of all, without a function
 LOCATION = re.compile(r"^LOCATION:  (\w+),|\Z", re.MULTILINE)
 # pg_dump: error: connection to server at "localhost" failed: FATAL:  it rains
 FAULT = re.compile(r"^.*\b(?:error|FATAL|ERROR|PANIC): .*", re.MULTILINE)
@@ -733,34 +748,34 @@ MOST_LINES = 20  # of sentences that are shown together
 
 @dataclass(frozen=True)
 class Report:
-    """What psql reports of an error."""
+    """An error of the server's, as psql reports it."""
 
     line: int
     code: str  # SQLSTATE
     message: str  # its first line
-    function: str  # of the server's
+    function: str  # of the server, that reported it
 
     @property
     def cause(self) -> str:
         return f"{self.code}:{self.function}"
 
     def sentence(self, of_rows: bool = False, reads_rows: bool = False) -> str:
-        """The error; in words of ours where PostgreSQL's may quote a value."""
+        """The error; in our words where PostgreSQL's message may quote a value."""
         patterns = "22|P0|.*:exec_stmt_raise"
         if reads_rows:
-            patterns += f"|{OF_VALUES}"
+            patterns += f"|{MAY_QUOTE_VALUE}"
         if of_rows or re.match(patterns, self.cause):
-            meaning = MEANINGS.get(self.code, "its words may quote a value")
+            meaning = MEANINGS.get(self.code, "its message may quote a value")
             return f"{self.code} by {self.function}: {meaning}"
         return f"{self.code}: {self.message}"
 
     def blames_backup(self, same_major: bool, same_order: bool) -> bool:
         """Whether only the content of a backup can have caused the error."""
-        patterns = list(ALWAYS)
+        patterns = list(BLAMED_ALWAYS)
         if same_major:
-            patterns += ON_SAME_MAJOR
+            patterns += BLAMED_ON_SAME_MAJOR
         if same_order:
-            patterns += IN_SAME_LOCALE
+            patterns += BLAMED_IN_SAME_LOCALE
         return any(re.match(pattern, self.cause) for pattern in patterns)
 
 
@@ -777,7 +792,8 @@ class ProgramFailed(NotJudged):
             sentence = self.report.sentence()
             hint = hint_for(self.report.cause)
         else:
-            fault = FAULT.search(self.stderr) or re.search(".+|$", self.stderr)
+            first_line = re.search(".+|$", self.stderr)
+            fault = FAULT.search(self.stderr) or first_line
             sentence = fault[0] or "it said nothing"
             hint = hint_for(sentence)
         fact = f"{program.name} exited with {self.status}"
@@ -785,13 +801,13 @@ class ProgramFailed(NotJudged):
 
 
 def report_in(stderr: str) -> Report | None:
-    """The error that psql reports; warnings may stand around it."""
-    found = None
+    """The last error that psql reports, if any."""
+    error = None
     for report in REPORT.finditer(stderr):
         line, code, message = report.groups()
         function = LOCATION.search(stderr, report.end())[1] or "the server"
-        found = Report(int(line), code, message, function)
-    return found
+        error = Report(int(line), code, message, function)
+    return error
 
 
 def require_none(fact: str, sentences: Collection[object]) -> None:
@@ -801,7 +817,7 @@ def require_none(fact: str, sentences: Collection[object]) -> None:
 
 
 def indented(sentences: Iterable[object]) -> str:
-    """The first sentences, a line each, and how many more there are."""
+    """The first sentences, one a line, and how many more there are."""
     lines = [f"  {sentence}" for sentence in sentences]
     if len(lines) > MOST_LINES:
         lines[MOST_LINES:] = [f"  ... and {len(lines) - MOST_LINES} more"]
@@ -811,13 +827,13 @@ def indented(sentences: Iterable[object]) -> str:
 # --- Databases, and what is dropped ------------------------------------------
 # In: a server. Out: scratch databases, and psql's answers. Promised: one
 # statement drops databases, and names those alone that carry the mark of this
-# run, or of one that is over. Whatever is said to a server is said by a
-# program, which can be killed.
+# run, or of one that is over. Only programs speak to a server, as they can be
+# killed.
 
 # -X: a ~/.psqlrc must not matter. Without ON_ERROR_STOP, psql would end well.
 PSQL = ("-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-v", "VERBOSITY=verbose")
-# Options of all our sessions: no timeout but ours; quotes as the backup is
-# read; and what lets the query of a killed client end.
+# Options of all our sessions: no timeout but ours; standard quoting, as the reader
+# of backups expects; and a server that soon notices that its client was killed.
 SETTINGS = (
     "-c statement_timeout={timeout} -c lock_timeout=0 -c idle_session_timeout=0"
     " -c idle_in_transaction_session_timeout=0 -c default_transaction_read_only=off"
@@ -825,24 +841,24 @@ SETTINGS = (
 )
 LONGEST_TIMEOUT = 2**31 - 1  # milliseconds, of PostgreSQL
 SCRATCH_NAME = f"^{MARK}[0-9a-f]{{16}}_(source|reference|restored)$"
-# A run that has scratch databases on a server of others holds a lock there, by the
-# number in their names: where nobody holds it, the run is over.
+# A run that has scratch databases on the server of the settings holds a lock there,
+# whose key is the number in their names. If nobody holds it, the run is over.
 DROPPABLE = """
 SELECT datname
   FROM pg_database
  WHERE datname ~ :'scratch_name'
    AND pg_has_role(datdba, 'MEMBER')
-   AND (starts_with(datname, :'mark')
-        OR split_part(datname, '_', 3) NOT IN (
+   AND (starts_with(datname, :'prefix')
+        OR split_part(datname, '_', 3) NOT IN (  -- backup_drill_NUMBER_source
            SELECT lpad(to_hex(classid::bigint << 32 | objid::bigint), 16, '0')
              FROM pg_locks
             WHERE locktype = 'advisory'
-              AND objsubid = 1))
+              AND objsubid = 1))  -- its key is one bigint
 """
 FROM_OTHERS = "dropping a database of a killed run"
-# Sessions in them are ended first, by a SELECT of no columns: DROP DATABASE with
-# FORCE fails for an ordinary role where an autovacuum worker is, for which a plain
-# one waits.
+# First, their sessions are ended; no column of that is of interest. DROP DATABASE
+# with FORCE would fail for an ordinary role where an autovacuum worker is; without
+# FORCE, it waits for that.
 DROP = rf"""
 SELECT
   FROM ({DROPPABLE}) AS d,
@@ -852,14 +868,14 @@ LATERAL (SELECT count(pg_terminate_backend(pid))
             AND pg_has_role(usesysid, 'MEMBER')) AS ended;
 SELECT json_build_array(datname, '{FROM_OTHERS}')
   FROM ({DROPPABLE}) AS d
- WHERE NOT starts_with(datname, :'mark');
+ WHERE NOT starts_with(datname, :'prefix');
 \set ON_ERROR_STOP 0
 SELECT format('DROP DATABASE IF EXISTS %I', datname)
   FROM ({DROPPABLE}) AS d \gexec
 SELECT json_build_array(datname, 'left behind, for the next run to drop')
   FROM ({DROPPABLE}) AS d;
 """
-# template1 may hold additions of the site's. The locale may be missing here.
+# template1 may have additions of the site. The locale may be missing here.
 CREATE = r"""
 \set ON_ERROR_STOP :strict
 CREATE DATABASE :"name" TEMPLATE template0 :locale;
@@ -880,15 +896,15 @@ class Database:
 
     run: Run
     name: str
-    words: Words = field(repr=False)  # libpq's, without dbname and password
-    environment: Words = field(repr=False)  # libpq's variables, with the password
+    parameters: StringDict = field(repr=False)  # libpq's, without dbname and password
+    environment: StringDict = field(repr=False)  # libpq's variables, with the password
     programs: "Programs"
     version: str = ""  # of the server: 15.20
     major: int = 0
     encoding: str = "UTF8"
-    locale: str = ""  # the clauses of CREATE DATABASE for one like it
-    has_settings: bool = False  # its own, its role's, or another time zone
-    path: str = ""  # the search_path of our sessions, as an option has it
+    locale: str = ""  # as clauses of CREATE DATABASE
+    has_settings: bool = False  # of its own or of its role; or another time zone
+    search_path: str = ""  # of our sessions, as an option of a session
     private: bool = False  # on a server that this run has started
 
     def options(self) -> str:
@@ -897,7 +913,7 @@ class Database:
         settings = SETTINGS.format(timeout=min(timeout, LONGEST_TIMEOUT))
         if self.major >= 17:
             settings += " -c transaction_timeout=0"
-        return f"{self.words.get('options', '')} {settings}"
+        return f"{self.parameters.get('options', '')} {settings}"
 
     def started(
         self,
@@ -905,19 +921,19 @@ class Database:
         *arguments: object,
         **streams: Any,
     ) -> Context:
-        """A program of PostgreSQL's on the database."""
-        words = {
+        """A program of PostgreSQL that works on the database."""
+        parameters = {
             "connect_timeout": str(round(self.run.options.timeout)),
-            **self.words,
+            **self.parameters,
             "options": self.options(),
         }
-        if self.name:  # else a service names it
-            words["dbname"] = self.name
+        if self.name:  # else a service of libpq names it
+            parameters["dbname"] = self.name
         variables = {**base_environment(), **self.environment}
         variables["PGCLIENTENCODING"] = "UTF8"
-        if self.encoding == "SQL_ASCII":  # its bytes stay as they are
+        if self.encoding == "SQL_ASCII":  # then bytes are not converted
             variables["PGCLIENTENCODING"] = "SQL_ASCII"
-        connection = [f"{word}={libpq_value(words[word])}" for word in words]
+        connection = [f"{name}={libpq_value(parameters[name])}" for name in parameters]
         return self.run.started(
             self.programs.folder / program,
             "--no-password",
@@ -929,29 +945,29 @@ class Database:
         )
 
     def psql(self, script: str, **values: str) -> Context:
-        """psql, which runs the script; a value `name` is :'name' in there."""
-        words = [f"--set={name}={value}" for name, value in values.items()]
-        return self.started("psql", *PSQL, *words, "-f", "-", text=script)
+        """psql, which runs the script; a value `name` is :'name' in it."""
+        arguments = [f"--set={name}={value}" for name, value in values.items()]
+        return self.started("psql", *PSQL, *arguments, "-f", "-", text=script)
 
     def ask(self, script: str, **values: str) -> list[Any]:
-        """The values that the script selects: JSON, one a line."""
+        """The values that the script selects, each as JSON on a line of its own."""
         return values_in(output_of(self.psql(script, **values)))
 
     @contextmanager
     def held(self, script: str) -> Iterator[str]:
-        """What a session selects that stays until the block ends."""
-        # It runs the script, and then waits for more, which never comes.
-        words = (*PSQL, "-c", script, "-f", "-")
-        with self.started("psql", *words, stdin=PIPE, stdout=PIPE) as psql:
+        """The answer of a session that stays open until the block ends."""
+        # psql runs the script, and then waits for its stdin, where nothing comes.
+        arguments = (*PSQL, "-c", script, "-f", "-")
+        with self.started("psql", *arguments, stdin=PIPE, stdout=PIPE) as psql:
             answer = psql.popen.stdout.readline().decode().strip()
-            if not answer:  # it has ended
+            if not answer:  # psql has failed
                 psql.wait()
             psql.timer.cancel()
             yield answer
 
 
 def values_in(text: str) -> list[Any]:
-    """The values that psql has printed: JSON, one a line."""
+    """The values that psql has printed, each as JSON on a line of its own."""
     return [json.loads(line) for line in text.split("\n") if line]
 
 
@@ -963,7 +979,7 @@ def libpq_value(value: str) -> str:
 
 @contextmanager
 def scratch_work(server: Database) -> Iterator[None]:
-    """Hold this run's lock; drop what killed runs left, and its own at the end."""
+    """Hold this run's lock; drop what killed runs left, and at the end its own."""
     number = server.run.folder.name.removeprefix(MARK)
     with server.held(f"SELECT 'locked' FROM pg_advisory_lock(x'{number}'::bigint)"):
         drop_databases(server)
@@ -976,15 +992,15 @@ def scratch_work(server: Database) -> Iterator[None]:
 
 def drop_databases(server: Database, purpose: str = "") -> None:
     """Drop this run's scratch databases, or one, and those of killed runs."""
-    mark = f"{server.run.folder.name}_{purpose}"
+    prefix = f"{server.run.folder.name}_{purpose}"
     try:
-        fates = server.ask(DROP, scratch_name=SCRATCH_NAME, mark=mark)
+        fates = server.ask(DROP, scratch_name=SCRATCH_NAME, prefix=prefix)
     except NotJudged as error:
-        fates = [(mark, f"scratch databases may be left behind ({error})")]
+        fates = [(prefix, f"scratch databases may be left behind ({error})")]
     for name, fate in fates:
         log.warning("%s: %s", fate, name)
         if fate != FROM_OTHERS:
-            server.run.facts["scratch_dropped"] = False
+            server.run.evidence["scratch_dropped"] = False
 
 
 def made_database(
@@ -992,12 +1008,12 @@ def made_database(
 ) -> Database:
     """An empty scratch database with the encoding and the locale of another.
 
-    A locale that is missing is replaced by the server's, but with --strict.
+    A locale that is missing here is replaced by the server's, unless --strict.
     """
     name = name or f"{server.run.folder.name}_{purpose}"
     locale = like.locale or f"ENCODING '{like.encoding}'"
     other_locale = server.locale
-    if like.encoding != server.encoding:  # C takes all of them
+    if like.encoding != server.encoding:  # C goes with every encoding
         other_locale = f"ENCODING '{like.encoding}' LC_COLLATE 'C' LC_CTYPE 'C'"
     with step(f"make {name}"):
         (is_missing,) = server.ask(
@@ -1014,13 +1030,13 @@ def made_database(
 
 
 # --- Contents ----------------------------------------------------------------
-# In: a database. Out: what it holds, as a set of lines with one form for one
-# thing. Promised: two databases with equal lines hold the same rows, sequences,
-# large objects and objects. OIDs and the order of rows do not matter.
+# In: a database. Out: what it holds, as sets of facts. Promised: two databases
+# with equal facts and definitions hold the same rows, sequences, large objects and
+# objects. OIDs and the order of rows do not matter.
 
 LARGE_OBJECTS = "large objects"  # counted and hashed as the rows of one table
-# What a backup says, too: 1000 rows; of a sequence: 7, not called yet
-SAID = r"\d+ rows|-?\d+(, not called yet)?"
+# Facts that a backup tells, too: 1000 rows; of a sequence: 7, not called yet
+TOLD_BY_BACKUPS = r"\d+ rows|-?\d+(, not called yet)?"
 
 
 @dataclass(frozen=True)
@@ -1029,19 +1045,19 @@ class Contents:
 
     # table public.film: 1000 rows
     # index public.film_title: in order
-    facts: set[Line]
-    script: str = field(repr=False)  # how to make its objects, as SQL
-    reasons: Words  # object -> why no backup carries it as it is
-    extensions: Words  # table or sequence -> the extension that has it
-    roots: Words  # partition -> the table at the top, where its rows count
-    # Not compared are things of which the facts changed meanwhile, or are not told,
-    # and those of which the definitions did.
-    moved: Things = frozenset()
-    altered: Things = frozenset()
+    facts: set[Fact]
+    script: str = field(repr=False)  # the SQL that makes its objects
+    reasons: StringDict  # thing -> why no backup brings it back as it is
+    extensions: StringDict  # thing -> the extension that it belongs to
+    roots: StringDict  # partition -> the top table, to which its rows are counted
+    # Things that are not compared: their facts or their definitions changed while
+    # the backup was made, or an existing backup does not tell them.
+    moved: Things = frozenset()  # whose facts are not compared
+    altered: Things = frozenset()  # whose definitions are not compared
 
     @cached_property
-    def definitions(self) -> set[Line]:
-        """The script as lines, such as these; the first has no text.
+    def definitions(self) -> set[Fact]:
+        """The script as facts, such as these; the first has no text.
 
         table public.film:
         table public.film: owner: anna
@@ -1051,18 +1067,18 @@ class Contents:
         return definitions_in(self.script)
 
 
-# How to make all objects, without their rows, as PostgreSQL itself tells it.
+# It writes the SQL that makes all objects, without their rows.
 DEFINITIONS = ("pg_dump", "--section=pre-data", "--section=post-data", "--no-blobs")
-# Lines that follow a definition: its owner, and what is set for the next one.
+# Lines that follow a definition: its owner, and settings for the next one.
 # ALTER TABLE public.film OWNER TO anna;
 # SET default_tablespace = '';
 OWNER_SET = r"ALTER .* OWNER TO (\"[^\"]*\"|[^\s\"';]+);"
 DEFAULT_SET = r"SET default_\w+ = (\"[^\"]*\"|''|\w+);"
-BEHIND_DEFINITION = rf"(\n({OWNER_SET}|{DEFAULT_SET}|))+\Z"
-# Entries whose SQL may hold a password, and the texts in it.
+AFTER_DEFINITION = rf"(\n({OWNER_SET}|{DEFAULT_SET}|))+\Z"
+# Entries whose SQL may hold a password, as a literal.
 WITH_SECRETS = ("server ", "user mapping ", "subscription ", "foreign ")
 LITERAL = r"'(?:[^']|'')*'"
-# Lines that may hold one: PERFORM dblink('host=h password=it''s_me', sql);
+# Other lines that may hold one: PERFORM dblink('host=h password=it''s_me', sql);
 # ALTER ROLE anna PASSWORD 'open sesame'; postgresql://anna:sesame@h/live
 PASSWORD = r"(?im)^.*(passw(or)?d.*[='\"]|://\S*:\S*@).*"
 # Of this run. Differences show hashes; without it, the row of a small table could be
@@ -1077,8 +1093,8 @@ SET extra_float_digits TO 3; SET lc_monetary TO 'C'; SET xmloption TO 'content';
 SET quote_all_identifiers TO off; SET standard_conforming_strings TO on;
 SET search_path TO ''; SET row_security TO off; SET jit TO off;
 """
-# What belongs to an extension is made by it, but for rows of the tables that it
-# lists as configuration, some of them by a condition: pg_dump writes those.
+# What belongs to an extension is made by the extension, except rows of the tables
+# that it lists as configuration, perhaps under a condition: pg_dump writes those.
 # OIDs below 16384 are PostgreSQL's own.
 RELATION = r"""
 WITH RECURSIVE member AS (
@@ -1111,8 +1127,8 @@ relation AS (
        AND (extension IS NOT NULL
             OR ('pg_class'::regclass, c.oid) NOT IN (TABLE member)))
 """
-# These queries come behind RELATION, which ends before its SELECT. psql runs each
-# cell of a result before \gexec as a statement.
+# These queries follow RELATION, which ends before its SELECT. \gexec runs each cell
+# of the result as a statement.
 LOCKS = r"""
 SELECT format('LOCK TABLE ONLY %s IN ACCESS SHARE MODE', sql)
   FROM relation
@@ -1126,22 +1142,23 @@ SELECT format('SELECT json_build_array(''line'', %L, last_value || '
  WHERE relkind = 'S'
    AND NOT (relpersistence = 'u' AND pg_is_in_recovery()) \gexec
 """
-# No snapshot covers sequences; one that is restarted gets another file.
+# Snapshots do not cover sequences. One that is restarted gets another file.
 STATES_OF_SEQUENCES = rf"""
 {PINNED}{RELATION}{SEQUENCES}{RELATION}
 SELECT json_build_array('file', 'sequence ' || name, relfilenode)
   FROM relation
  WHERE relkind = 'S';
 """
-# A row's hash is the XOR of its values' hashes, each with a seed, the hash of its
+# A row's hash is the XOR of its values' hashes, each seeded with the hash of its
 # column's name: a restore may order the columns of an inheritance child
-# differently. It is hashed once more before it is summed, else two rows could
-# exchange values. ROW() puts any type into text, at thrice the cost; what is
-# named here is as exact without. A bigint takes the place of the seed, of 64 bits,
-# as hashint8extended folds it into 32. The rows of a tree of partitions are
-# summed: in which leaf a row lies can change at a restore. `origin` says where the
-# rows are; `size` is for SMALLEST, below. Of each leaf this is asked, where
-# functions and operators have pg_catalog before them:
+# differently. It is hashed once more before it is summed; else two rows could
+# exchange values unseen. ROW() turns any type into text, at thrice the cost; the
+# types named here are compared as exactly without it. A bigint is given as the
+# seed, which has 64 bits, as hashint8extended would fold it into 32. The rows of a
+# tree of partitions are summed: the leaf of a row may change at a restore.
+# `origin` is a template that says where the rows are, such as WHOLE_TABLE; `size`
+# is for SMALLEST, below. Of each leaf this is asked, with pg_catalog before the
+# names of functions and operators:
 # SELECT count(*) AS n, sum(hashint4extended(0,
 #        coalesce(hashint4extended(17, t.id), 0)
 #        # coalesce(hashtextextended(t.title::text COLLATE "C", 42), 0)))
@@ -1198,7 +1215,7 @@ SELECT CASE WHEN bool_or(is_planned) THEN 'SET search_path TO DEFAULT' END,
            AND NOT (r.relpersistence = 'u' AND pg_is_in_recovery())) AS leaf
  GROUP BY top
 """
-WHOLE_TABLE = "%2$s AS t"  # where its rows are
+WHOLE_TABLE = "%2$s AS t"
 # lo_get reads at most 1 GB, and a large object holds up to 4 TB.
 LARGE = r"""
 SELECT json_build_array('line', 'large objects', unnest(ARRAY[
@@ -1217,9 +1234,9 @@ LATERAL hashtextextended(ROW(
            FROM generate_series(0, size - 1, 1048576) AS at)
         )::text COLLATE "C", 0) AS hash;
 """
-# With why no backup holds an object, or not whole, or not as it is. Left out
-# are names that pg_dump never writes: of temporary objects, of foreign keys
-# that a partition has from its parent, of triggers that PostgreSQL numbers.
+# The names of all objects, and why a backup does not hold one, or not as it is. Left
+# out are names that pg_dump never writes: of temporary objects, of foreign keys that
+# a partition has from its parent, of triggers that PostgreSQL numbers.
 NAMES = r"""
 SELECT json_build_array(CASE WHEN reason IS NULL THEN 'line' ELSE 'reason' END,
                         type || ' ' || coalesce(r.name, identity),
@@ -1255,7 +1272,7 @@ LATERAL (SELECT CASE
    AND identity !~ '(^|\m(on|for) )pg_(toast|temp_\d+|toast_temp_\d+)(\.|$)'
    AND identity !~ '_ConstraintTrigger_[a-z_]*\d+"';
 """
-# What may be otherwise in another version of its extension: the rows that it
+# What may differ in another version of an extension: the rows of the tables that it
 # lists, and the indexes, constraints and triggers of its tables.
 EXTENSIONS = r"""
 SELECT json_build_array('extension', kind || name, extension)
@@ -1347,9 +1364,9 @@ def facts_of(database: Database, snapshot: str = "") -> Context:
     script = f"{PINNED}{BEGIN}"
     if snapshot:
         script += f"SET TRANSACTION SNAPSHOT '{snapshot}';\n"
-        # Beside pg_dump, more than one process makes both slow.
+        # Beside pg_dump, parallel workers would slow both down.
         script += "SET max_parallel_workers_per_gather TO 0;\n"
-        # No snapshot covers TRUNCATE; pg_dump locks what it dumps, too.
+        # Snapshots do not cover TRUNCATE; pg_dump locks what it dumps, too.
         script += f"{RELATION}{LOCKS}"
     return database.psql(script + ALL_FACTS, origin=WHOLE_TABLE)
 
@@ -1358,13 +1375,13 @@ def facts_of(database: Database, snapshot: str = "") -> Context:
 def reading_contents(
     database: Database, snapshot: str = ""
 ) -> Iterator[Callable[[], Contents]]:
-    """A function that waits for the contents, which programs read meanwhile."""
-    words = list(DEFINITIONS)
+    """A function that waits for the programs that read the contents."""
+    arguments = list(DEFINITIONS)
     if snapshot:
-        words += ["--snapshot", snapshot]
+        arguments += ["--snapshot", snapshot]
     with (
         facts_of(database, snapshot) as facts,
-        database.started(*words) as definitions,
+        database.started(*arguments) as definitions,
     ):
 
         def contents() -> Contents:
@@ -1381,8 +1398,8 @@ def read_contents(database: Database) -> Contents:
 
 
 def contents_from(facts: list[Any], script: str = "") -> Contents:
-    """The contents that psql's facts and pg_dump's definitions tell."""
-    told: dict[str, set[Line]] = defaultdict(set)
+    """The contents of a database, of which psql and pg_dump have told this."""
+    told: dict[str, set[Fact]] = defaultdict(set)
     for kind, thing, text in facts:
         told[kind].add((thing, text))
     return Contents(
@@ -1394,21 +1411,22 @@ def contents_from(facts: list[Any], script: str = "") -> Contents:
     )
 
 
-def definitions_in(script: str) -> set[Line]:
-    """The names, the owners and the lines of the SQL of pg_dump's entries."""
+def definitions_in(script: str) -> set[Fact]:
+    """The names, owners and lines of SQL of the entries that pg_dump wrote."""
     found = set()
     lines = script.split("\n")
     entries = Reading(io.BytesIO(encoded(script))).entries
     for entry, following in pairwise(entries):
-        thing = entry.thing
-        # A header and a footer have no schema. That a view has its rows is a fact.
+        # A header and a footer have no schema. Whether a materialized view was made
+        # is told by POPULATED.
         if not entry.schema or entry.kind == "MATERIALIZED VIEW DATA":
             continue
-        # Its comment has three lines; lines are counted from 1.
+        thing = entry.thing.replace('"', "")  # some versions quote names there
+        # The comment of an entry has three lines; lines are counted from 1.
         sql = "\n".join(lines[entry.line + 2 : following.line - 1])
-        sql = re.sub(BEHIND_DEFINITION, "", sql).strip()
+        sql = re.sub(AFTER_DEFINITION, "", sql).strip()
         digest = hashlib.sha256(encoded(sql + SALT)).hexdigest()
-        found.add((thing.replace('"', ""), ""))  # which some versions write
+        found.add((thing, ""))
         found.add((thing, f"owner: {entry.owner}"))
         found.add((thing, f"SQL with hash {digest[:16]}"))
         if thing.startswith(WITH_SECRETS):
@@ -1420,16 +1438,16 @@ def definitions_in(script: str) -> set[Line]:
 
 
 # --- Differences, and the controls -------------------------------------------
-# In: the lines of the restored database, and those expected. Out: the lines
+# In: the contents of the restored database, and those expected. Out: the facts
 # that one side lacks; none means that they are equal. Promised: each run shows
 # that its own checks see a change.
 
 
 class Difference(NamedTuple):
-    """A line that one side lacks; in a list, they are sorted by their thing."""
+    """A fact that one side lacks; the order of fields is that of sorting."""
 
     thing: str  # table public.film
-    side: str  # which has the line: expected, found
+    side: str  # the one that has the fact: expected, found
     text: str  # 1000 rows
 
     @property
@@ -1441,54 +1459,54 @@ class Difference(NamedTuple):
         return f"{self.side:<9} {self.line:.200}"
 
 
-def contents_apart(expected: Contents, found: Contents) -> list[Difference]:
-    """How the restored database departs from what was expected."""
-    others = other_extensions(expected, found)
-    # What the source did not have in order may be so now.
+def differences_between(expected: Contents, found: Contents) -> list[Difference]:
+    """The differences between the restored database and what was expected."""
+    others = things_of_other_versions(expected, found)
+    # A thing with a reason, such as an invalid index, may be in order after a restore.
     skipped = expected.moved | others | expected.reasons.keys()
     altered = expected.altered
-    return differences(
+    return differences_of_facts(
         without(expected.facts, skipped) | without(expected.definitions, altered),
         without(found.facts, skipped) | without(found.definitions, altered),
     )
 
 
-def other_extensions(expected: Contents, found: Contents) -> Things:
-    """What is an extension's that has another version here."""
-    versions = {*expected.extensions.values()} ^ {*found.extensions.values()}
+def things_of_other_versions(expected: Contents, found: Contents) -> Things:
+    """The things of extensions whose version is not the same on both sides."""
+    versions = set(expected.extensions.values()) ^ set(found.extensions.values())
     things = [*expected.extensions.items(), *found.extensions.items()]
     return {thing for thing, version in things if version in versions}
 
 
-def without(lines: set[Line], things: Things) -> set[Line]:
-    """The lines that are not about these things."""
-    return {(thing, text) for thing, text in lines if thing not in things}
+def without(facts: set[Fact], things: Things) -> set[Fact]:
+    """The facts that are not about these things."""
+    return {(thing, text) for thing, text in facts if thing not in things}
 
 
-def differences(expected: set[Line], found: set[Line]) -> list[Difference]:
-    """The lines that one side lacks; of a thing that is lacking, its name."""
+def differences_of_facts(expected: set[Fact], found: set[Fact]) -> list[Difference]:
+    """The facts that one side lacks; of a thing that one side lacks, its name alone."""
     apart = [Difference(thing, "expected", text) for thing, text in expected - found]
     apart += [Difference(thing, "found", text) for thing, text in found - expected]
-    # A name has no text.
-    lacking = {line.thing for line in apart if not line.text}
-    return sorted(line for line in apart if not line.text or line.thing not in lacking)
+    # The fact that a thing is there has no text.
+    lacking = {fact.thing for fact in apart if not fact.text}
+    return sorted(fact for fact in apart if not fact.text or fact.thing not in lacking)
 
 
 def unaccepted(apart: list[Difference], run: Run) -> list[Difference]:
-    """The differences that no --accept fits, redacted; the others are noted."""
+    """The differences that no --accept fits, redacted; notes the accepted ones."""
     rest = []
     for difference in apart:
         shown = Difference(*map(run.redacted, difference))
         globs = [glob for glob in run.options.accept if fnmatchcase(shown.line, glob)]
         if globs:
-            run.facts["accepted"][str(shown)] = globs[0]
+            run.evidence["accepted"][str(shown)] = globs[0]
         else:
             rest.append(shown)
     return rest
 
 
-# The smallest tables, by up to 100 rows that hold a value: as they are, and
-# with NULL in place of all the values of one row.
+# Of each of the smallest tables up to 100 rows, which are not all NULL: as they are,
+# and with NULL in place of all values of one row.
 SMALLEST = """
 HAVING sum(size) > 0
  ORDER BY sum(size), top
@@ -1504,20 +1522,21 @@ def require_differences_seen(restored: Database, found: Contents) -> None:
     """Raise NotJudged unless a changed value, definition and name is seen."""
     script = f"{PINNED}{RELATION}{ROWS}{SMALLEST}"
     some_rows = contents_from(restored.ask(script, origin=f"{SOME_ROWS} AS t"))
-    with_nulls = contents_from(restored.ask(script, origin=f"{CHANGED_ROWS} AS t"))
+    changed_rows = contents_from(restored.ask(script, origin=f"{CHANGED_ROWS} AS t"))
     facts_alone = replace(found, script="")  # no definitions are read again
-    name = min(found.facts, key=lambda line: line[1] != "in order")
+    name = next(fact for fact in found.facts if fact[1] == "in order")
     without_name = replace(facts_alone, facts=found.facts - {name})
     other_sql = found.script.replace("\nCREATE ", "\nCREATE OTHER ", 1)
-    seen = {each.thing for each in contents_apart(some_rows, with_nulls)}
+    apart = differences_between(some_rows, changed_rows)
+    seen = {difference.thing for difference in apart}
     unseen = [
         f"a value of table {table}"
         for table, count in rows_of_tables(some_rows.facts).items()
-        if count and f"table {table}" not in seen  # none: all are NULL
+        if count and f"table {table}" not in seen  # 0: all its values are NULL
     ]
-    if not contents_apart(facts_alone, without_name):
+    if not differences_between(facts_alone, without_name):
         unseen.append("a name")
-    if not contents_apart(found, replace(found, script=other_sql)):
+    if not differences_between(found, replace(found, script=other_sql)):
         unseen.append("a definition")
     if unseen:
         fact = "the drill's own comparison saw no change"
@@ -1529,18 +1548,18 @@ def require_differences_seen(restored: Database, found: Contents) -> None:
 # is wrong with it. Promised: it is read once, line by line, an entry at a time,
 # in constant memory; no row is taken for a statement, no statement for a row.
 
-LONGEST = 2**20  # bytes of a piece of a line: a row may have 200 MB
-AT_ONCE = 2**17  # bytes that are read: more are slower, as they fit in no cache
+LONGEST = 2**20  # bytes: a longer line is read in pieces, as a row may have 200 MB
+AT_ONCE = 2**17  # bytes to read at once: more would be slower, as caches are small
 END_OF_DATA = b"\\.\n"
-BEHIND = "behind the end"  # the kind of what stands behind a footer
-# INSERT INTO ..., but no comment, and no \unrestrict
+AFTER_END = "after the end"  # the kind of whatever follows a footer
+# INSERT INTO ...; not a comment, and not \unrestrict
 SQL_LINE = rb"(?!--|\\)\s*\S"
-# Causes of damage, which hide the problems that follow from them.
-AS_TEXT = (
+# Causes of damage, which replace the problems that follow from them.
+CR_LF_PROBLEM = (
     "its lines end in CR LF: it went through a terminal (docker exec -t),"
     " an editor, a shell of Windows or FTP as text"
 )
-AS_UTF_16 = "it is UTF-16, as the > of PowerShell writes: use pg_dump's --file"
+UTF_16_PROBLEM = "it is UTF-16, as the > of PowerShell writes: use pg_dump's --file"
 NAME = rb'(?:"(?:[^"]|"")*"|[^\s.,;()"\']+)'
 # -- Data for Name: film; Type: TABLE DATA; Schema: public; Owner: anna
 ENTRY = re.compile(
@@ -1548,23 +1567,24 @@ ENTRY = re.compile(
     rb" Type: ([^;]*); Schema: (.*); Owner: ?([^;\r\n]*)"
 )
 LONGEST_ENTRY = 2**13  # bytes of its comment
-# A body begins its line: "    AS $_$", and ends by $_$ again. What a line has left
-# open is put before the next one, so that \A holds for that, too.
+# The body of a function begins a line: "    AS $_$", and ends with $_$ again. Text
+# that a line leaves open is put before the next line, so that \A is where it began.
 BODY = rb"\A    AS (\$\w*\$)"
-# All up to what has no end: texts and names such as 'it''s' and "a b", bodies, and
-# what is between. (?>...) is not tried again; *+ is wrong before Python 3.11.5.
+# Everything before an open end: texts and names such as 'it''s' and "a b", bodies,
+# and what is between. (?>...) keeps the regular expression from trying other ways;
+# *+ would, too, but is wrong before Python 3.11.5.
 CLOSED = re.compile(
     rb"""(?s)(?>(?:'[^']*'|"[^"]*"|%b.*?\1|(?!%b)[^'"]+)*)""" % (BODY, BODY)
 )
 OPENING = re.compile(rb"""%b|['"]|\Z""" % BODY)
-# Kinds in which a quote opens nothing.
-WITHOUT_TEXTS = ("", BEHIND, "BLOBS")
+# Kinds of entries in which a quote opens nothing.
+WITHOUT_TEXTS = ("", AFTER_END, "BLOBS")
 # COPY public.film (id, name) FROM stdin;
-FROM_STDIN = b" FROM stdin;\n"  # behind it come the rows
+FROM_STDIN = b" FROM stdin;\n"  # the rows come after this
 # SELECT pg_catalog.setval('public.film_id_seq', 1000, true);
 SETVAL_END = rb"', (-?\d+), (true|false)\);\n\Z"
-# The beginning of a line -> what it tells, with the value in its group; the
-# commonest come first.
+# The beginning of a line -> what it tells; its group is the value. The commonest
+# come first.
 TELLING = {
     rb"(?:INSERT INTO|COPY) (pg_catalog|)": "data",
     rb"SELECT pg_catalog\.lo_(create)\(": "made",
@@ -1601,8 +1621,8 @@ TELLING = {
 }
 TELLS = re.compile(b"|".join(TELLING))
 TOLD = tuple(TELLING.values())
-# Roles that a line names, beside the owners in comments: what is passed over, what
-# stands before them, and both.
+# Roles that a line names, in addition to the owners in comments: what is skipped,
+# what stands before a role, and all together.
 # ALTER DEFAULT PRIVILEGES FOR ROLE anna GRANT SELECT ON TABLES TO "Ben";
 # CREATE POLICY some ON public.film FOR SELECT TO anna, "Ben" USING (true);
 NO_ROLE = rb""""[^"]*"|'[^']*'| USING .*| WITH CHECK .*"""
@@ -1612,7 +1632,7 @@ ROLES = rb"%b|%b(%b(?:, %b)*)" % (NO_ROLE, BEFORE_ROLES, NAME, NAME)
 
 @dataclass(frozen=True)
 class Entry:
-    """What pg_dump writes about one object; no kind: before the first."""
+    """What pg_dump writes about one object; before the first one, it has no kind."""
 
     line: int  # where its comment begins
     name: str = ""
@@ -1622,7 +1642,7 @@ class Entry:
 
     @property
     def full_name(self) -> str:
-        """Both names: public.film."""
+        """Its name with its schema: public.film."""
         return f"{self.schema}.{self.name}".removeprefix("-.")
 
     @property
@@ -1637,41 +1657,42 @@ class Reading:
     def __init__(self, file: File) -> None:
         self.file = io.BufferedReader(file, AT_ONCE)
         self.beginning = self.file.peek()
-        self.line = 0  # the number of the one that was read last
+        self.line = 0  # the number of the last line that was read
         self.codec = "utf-8"
         self.entry = Entry(1)
         self.entries = [self.entry]
         self.rows: Counter[str] = Counter()  # table -> how many
-        self.sequences: set[Line] = set()  # a sequence, and its value
-        # What lines told, as TELLING names it -> value -> how many lines
+        self.sequences: set[Fact] = set()  # a sequence, and its value
+        # What lines tell, as TELLING calls it -> value -> number of lines
         self.noted: dict[str, Counter[str]] = defaultdict(Counter)
         self.roles: set[str] = set()
         self.has_zeros = False
-        self.has_sql_behind = False  # behind a footer
+        self.has_sql_after_end = False  # after a footer
         self.filled: set[Entry] = set()  # those with a COPY block
-        self.has_inserts = False  # as rows
-        self.blocks: set[tuple[str, bytes]] = set()  # a table, and its COPY
-        self.left_out: dict[Entry, int] = {}  # -> from which line on
-        self.swallowed: set[str] = set()  # tables whose data lie in another's
-        self.problems: Lines = []
-        self.last = b""  # the piece that was read last
+        self.has_inserts = False  # rows are written as INSERT
+        self.blocks: set[tuple[str, bytes]] = set()  # a table, and its COPY line
+        # Entries that are not loaded -> the first line that is not
+        self.left_out: dict[Entry, int] = {}
+        self.swallowed: set[str] = set()  # tables whose data lie in another's block
+        self.problems: list[str] = []
+        self.last = b""  # the last piece that was read
         for line in iter(self.piece, b""):
             self.take(line)
         self.finish()
 
     @property
     def versions(self) -> list[int]:
-        """The major versions that it names, of the server and of pg_dump."""
+        """The major versions of the server and of pg_dump that it names."""
         return sorted(map(int, self.noted["version"])) or [0]
 
     @property
     def locale(self) -> str:
-        """The clauses of its CREATE DATABASE, "" where it has none."""
+        """The clauses of its CREATE DATABASE, "" if it has none."""
         return "".join(self.noted["locale"])
 
     @property
     def encoding(self) -> str:
-        """The encoding of a database for it."""
+        """The encoding of a database into which it can be loaded."""
         if "SQL_ASCII" in self.noted["encoding"]:
             return "SQL_ASCII"
         return re.search(r"ENCODING = '(\w+)'|$", self.locale)[1] or "UTF8"
@@ -1687,7 +1708,7 @@ class Reading:
 
     @property
     def tables_without_data(self) -> set[str]:
-        """The full names of tables that are made, and not filled."""
+        """The full names of tables that are created, but not filled."""
         return self.named("TABLE") - self.named("TABLE DATA")
 
     def piece(self) -> bytes:
@@ -1700,10 +1721,10 @@ class Reading:
         return piece
 
     def take(self, line: bytes) -> None:
-        """Note what a line tells, and read on to the end of what it begins."""
+        """Note what a line tells; read to the end of what it begins."""
         kind = self.entry.kind
-        if kind == BEHIND and re.match(SQL_LINE, line):
-            self.has_sql_behind = True
+        if kind == AFTER_END and re.match(SQL_LINE, line):
+            self.has_sql_after_end = True
         self.end_texts(line)
         if kind == "TABLE DATA" and line.startswith((b"INSERT ", b"\t(")):
             self.take_insert()
@@ -1718,25 +1739,26 @@ class Reading:
         elif what == "header":
             self.begin(Entry(self.line))
         elif what == "footer":
-            self.begin(Entry(self.line - 1, kind=BEHIND))
+            self.begin(Entry(self.line - 1, kind=AFTER_END))
         elif kind == "TABLE DATA" and line.startswith(b"COPY "):
             self.take_block(line)
         elif kind == "SEQUENCE SET" and what == "setval":
             self.take_sequence()
         elif what in ("roles", "on database"):
-            self.take_roles(line + self.last)  # its end, if a name has a line feed
+            # If a name has a line feed, the last piece is another line.
+            self.take_roles(line + self.last)
 
     def entries_in(self, lines: bytes) -> Iterator[Entry]:
-        """The entries of which the comments stand in these lines."""
+        """The entries whose comments are among these lines."""
         for line in lines.split(b"\n"):
             comment = ENTRY.match(line, 0, LONGEST_ENTRY)
             if comment:
                 yield Entry(self.line - 1, *map(self.text, comment.groups()))
 
     def end_texts(self, line: bytes) -> None:
-        """Read on to the end of a line, and of a text or name that it has begun.
+        """Read to the end of a line, and of a text or name that it begins.
 
-        They can hold lines that look like a header, an entry, or CR LF.
+        Such a text can hold lines that look like a header, an entry, or CR LF.
         """
         is_comment = line.startswith(b"--")
         has_texts = self.entry.kind not in WITHOUT_TEXTS and not is_comment
@@ -1749,7 +1771,7 @@ class Reading:
             line = self.piece()
 
     def note(self, what: str, value: str) -> None:
-        """Note what was told, or that it is about the server: not to be loaded."""
+        """Note what was told; leave out of the load what is about the server."""
         entry = self.entry
         if what == "encoding":
             self.codec = codec_of(value)
@@ -1762,7 +1784,7 @@ class Reading:
 
     def begin(self, entry: Entry) -> None:
         """Begin an entry."""
-        # pg_dump writes the database first, and what is of it right behind.
+        # pg_dump writes the database first, and then its properties.
         is_early = not self.entry.kind or self.entry in self.left_out
         if is_early and entry.kind in ("DATABASE", "DATABASE PROPERTIES"):
             self.left_out[entry] = entry.line
@@ -1778,17 +1800,17 @@ class Reading:
                 self.roles.add(unquoted(self.text(name)))
 
     def take_insert(self) -> None:
-        """Count a row by INSERT, but not the line that stands before several."""
+        """Count a row by INSERT; a line that ends with VALUES has its rows below."""
         self.has_inserts = True
         if not self.last.endswith(b" VALUES\n"):
             self.rows[f"table {self.entry.full_name}"] += 1
 
     def take_block(self, line: bytes) -> None:
         """Count the rows of a COPY block, which begins with the line."""
-        if not self.last.endswith(FROM_STDIN):  # so the data of the entry are missing
+        if not self.last.endswith(FROM_STDIN):  # it is cut: the data are missing
             return
         table = f"table {self.entry.full_name}"
-        # Names that differ by a line feed have one comment.
+        # Names that differ by a line feed alone have the same comment.
         block = (table, line)
         if block in self.blocks:
             self.problems.append(f"{table}: its data are there twice")
@@ -1810,11 +1832,11 @@ class Reading:
     def rows_ahead(self) -> bytes:
         """The rows that are in memory; else a line, or a part of a long one.
 
-        Most rows are read by the thousand, as each line costs its time.
+        Most rows are read by the thousand: to read them one by one takes longer.
         """
         ahead = self.file.peek()
         last = -1
-        if b"\\" in ahead:  # a byte is found forty times faster than four
+        if b"\\" in ahead:  # one byte is found forty times faster than four
             last = ahead.find(b"\n" + END_OF_DATA)
         if last < 0:
             last = ahead.rfind(b"\n")
@@ -1823,7 +1845,7 @@ class Reading:
         return self.file.read(last + 1)
 
     def check_rows(self, rows: bytes) -> None:
-        """Note what no row of a whole block has."""
+        """Note what an undamaged block cannot contain."""
         if b"\0" in rows:
             self.has_zeros = True
         # Again, one byte is looked for first, as it is found faster.
@@ -1833,7 +1855,7 @@ class Reading:
                     self.swallowed.add(entry.full_name)
 
     def take_sequence(self) -> None:
-        """Note the value of a sequence, from the end of its line."""
+        """Note the value of a sequence, which is at the end of the line."""
         for number, is_called in re.findall(SETVAL_END, self.last):
             value = self.text(number)
             if is_called == b"false":
@@ -1847,7 +1869,7 @@ class Reading:
     def finish(self) -> None:
         """Note what is missing."""
         last = self.entry.kind
-        self.begin(Entry(self.line + 1, kind=BEHIND))
+        self.begin(Entry(self.line + 1, kind=AFTER_END))
         self.finish_tables()
         parts = self.noted["header"].total()
         for is_so, problem in [
@@ -1868,20 +1890,20 @@ class Reading:
                 "no header, expected '-- PostgreSQL database dump'",
             ),
             (
-                last != BEHIND or self.noted["footer"].total() < parts,
+                last != AFTER_END or self.noted["footer"].total() < parts,
                 "no footer, expected '-- PostgreSQL database dump complete'",
             ),
         ]:
             if is_so:
                 self.problems.append(problem)
         if self.noted["CR LF"]:
-            self.problems = [AS_TEXT]
+            self.problems = [CR_LF_PROBLEM]
         if self.noted["UTF-16"]:
-            self.problems = [AS_UTF_16]
+            self.problems = [UTF_16_PROBLEM]
 
     def finish_tables(self) -> None:
-        """Note whose data are missing, though the entry is there, or swallowed."""
-        # By INSERT, a table without rows has nothing.
+        """Note tables whose data are missing from their entry, or swallowed."""
+        # In a dump by INSERT, the entry of a table without rows is empty.
         has_copies_alone = self.filled and not self.has_inserts
         for entry in self.entries:
             is_empty = entry.kind == "TABLE DATA" and entry not in self.filled
@@ -1895,12 +1917,12 @@ NOTHING = Reading(io.BytesIO())
 
 
 def opened_in(text: bytes) -> bytes:
-    """The quote of what is begun in a text and has no end in it, or none."""
+    """The quote of what begins in a text and does not end in it, if any."""
     return OPENING.match(text, CLOSED.match(text).end())[0]
 
 
 def codec_of(encoding: str) -> str:
-    """Python's codec for an encoding of PostgreSQL's; else UTF-8."""
+    """The codec of Python for an encoding of PostgreSQL, else UTF-8."""
     name = encoding.replace("WIN", "cp").replace("KOI8", "KOI8-")
     try:
         return codecs.lookup(name).name
@@ -2002,7 +2024,7 @@ GRANT SELECT ON TABLES TO PUBLIC;
 SELECT lo_from_bytea(4711, '\x00ff0a5c2e0a');
 COMMENT ON LARGE OBJECT 4711 IS 'six bytes';
 """
-# A project may have its tables in a schema of its own, and not make it.
+# A project may have its tables in a schema that its migrations do not make.
 SCHEMAS = r"""
 SELECT format('CREATE SCHEMA %I', replace(btrim(name, '"'), '$user', current_user))
   FROM regexp_split_to_table(current_setting('search_path'), ', *') AS name
@@ -2018,7 +2040,7 @@ INSERT INTO backup_drill.node (item) SELECT max(id) FROM backup_drill.item;
 
 
 def rehearsed_backup(server: Database, project: "Project") -> "Backup":
-    """A backup of the migrations and the sample; their database is lost."""
+    """A backup of the migrations and the sample, whose database is then dropped."""
     source = made_database(server, "source", server)
     source.ask(SCHEMAS)
     with step("run the project's migrations"):
@@ -2035,7 +2057,7 @@ def rehearsed_backup(server: Database, project: "Project") -> "Backup":
 
 
 def new_backup(source: Database, project: "Project") -> "Backup":
-    """A backup of a database, by the team's own command if there is one."""
+    """A backup of a database, by the team's own command if one is given."""
     if source.run.options.backup_command:
         backup = commanded_backup(source, project)
     else:
@@ -2050,15 +2072,15 @@ def written_backup(source: Database) -> "Backup":
     run = source.run
     form = run.options.format
     path = run.folder / f"backup.{form}"
-    words = ["--no-sync", "--encoding", source.encoding, "--format", form]
+    arguments = ["--no-sync", "--encoding", source.encoding, "--format", form]
     if form == "directory":
-        words += ["--jobs", run.options.jobs]
+        arguments += ["--jobs", run.options.jobs]
     before = source.ask(STATES_OF_SEQUENCES)
     with (
         step("write the backup"),
         source.held(f"{BEGIN}SELECT pg_export_snapshot();") as snapshot,
         source.started(
-            "pg_dump", *words, "--file", path, "--snapshot", snapshot
+            "pg_dump", *arguments, "--file", path, "--snapshot", snapshot
         ) as dump,
         reading_contents(source, snapshot) as contents,
     ):
@@ -2081,7 +2103,7 @@ def written_backup(source: Database) -> "Backup":
 
 
 def commanded_backup(source: Database, project: "Project") -> "Backup":
-    """A backup by the team's command, with what changed while it ran."""
+    """A backup by the team's command; what changed while it ran is not compared."""
     run = source.run
     path = run.folder / "backup"
     with step("read the source"):
@@ -2107,7 +2129,7 @@ def commanded_backup(source: Database, project: "Project") -> "Backup":
     )
 
 
-# The SHA-256 of the files that stdin names, one after the other.
+# Prints the SHA-256 of the files that stdin names, all in one.
 HASH = r"""
 import hashlib, sys
 total = hashlib.sha256()
@@ -2128,8 +2150,8 @@ def hashing(path: Path, run: Run) -> Context:
 
 # --- A backup that exists ----------------------------------------------------
 # In: whatever an operator points at. Out: a backup, or what the file is and
-# what to do. Promised: the file is only read; what is no backup of pg_dump's is
-# not judged.
+# what to do. Promised: the file is only read; a file that pg_dump did not write
+# is not judged.
 
 PG_RESTORE = ("pg_restore", "--file", "-")
 DECRYPT = "give --decrypt; to judge a backup command, --restore-command"
@@ -2138,20 +2160,21 @@ UNPACK = "unpack it first, and give the backup that lies in it"
 
 @dataclass(frozen=True)
 class Format:
-    """How the files of a format begin, and what makes SQL of them."""
+    """How the files of a format begin, and what turns them into SQL."""
 
     name: str
     begins: bytes  # a regular expression
     command: Command = ()
+    hint: str = ""  # what to do if there is no such command
 
 
 UNREAD = Format("a format of the command's own, which was not read", rb"(?!)")
 KNOWN_FORMATS = (
     Format("custom", rb"PGDMP", PG_RESTORE),
     Format("tar", rb"toc\.dat\0", PG_RESTORE),
-    Format("directory", rb"(?!)", PG_RESTORE),  # of no file
+    Format("directory", rb"(?!)", PG_RESTORE),  # no file is one
     Format("gzip", rb"\x1f\x8b", ("gzip", "-dc")),
-    # The second is a frame to skip, with which pzstd begins.
+    # Files of pzstd begin with a frame to be skipped, the second form.
     Format(
         "zstd",
         rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18",
@@ -2160,13 +2183,13 @@ KNOWN_FORMATS = (
     Format("xz", rb"\xfd7zXZ\0", ("xz", "-dc")),
     Format("bzip2", rb"BZh", ("bzip2", "-dc")),
     Format("lz4", rb"\x04\x22\x4d\x18|\x02\x21\x4c\x18", ("lz4", "-dc")),
-    Format("a zip file", rb"PK\x03\x04"),
-    Format("a 7z file", rb"7z\xbc\xaf"),
-    Format("a tar of other files", rb"(?s).{257}ustar"),
-    Format("encrypted by openssl", rb"Salted__|U2FsdGVkX1"),
-    Format("encrypted by age", rb"age-enc|-----BEGIN AGE"),
-    Format("encrypted by OpenPGP", rb"-----BEGIN PGP|[\x84\x85\x8c]"),
-    Format("encrypted by OpenPGP", rb"[\xc1\xc3][\x00-\x7f]"),
+    Format("a zip file", rb"PK\x03\x04", hint=UNPACK),
+    Format("a 7z file", rb"7z\xbc\xaf", hint=UNPACK),
+    Format("a tar of other files", rb"(?s).{257}ustar", hint=UNPACK),
+    Format("encrypted by openssl", rb"Salted__|U2FsdGVkX1", hint=DECRYPT),
+    Format("encrypted by age", rb"age-enc|-----BEGIN AGE", hint=DECRYPT),
+    Format("encrypted by OpenPGP", rb"-----BEGIN PGP|[\x84\x85\x8c]", hint=DECRYPT),
+    Format("encrypted by OpenPGP", rb"[\xc1\xc3][\x00-\x7f]", hint=DECRYPT),
     Format("plain", rb""),  # or anything else, as its content will tell
 )
 FORMATS = {form.name: form for form in KNOWN_FORMATS}
@@ -2174,7 +2197,7 @@ FORMATS = {form.name: form for form in KNOWN_FORMATS}
 # toc.dat, 3456.dat.gz, blob_4711.dat, blobs_16394.toc
 MEMBER = re.compile(r"toc\.dat|(blob_)?\d+\.dat(\.\w+)?|blobs(_\d+)?\.toc(\.\w+)?")
 MEMBER_FORMATS = {".gz": "gzip", ".lz4": "lz4", ".zst": "zstd"}
-# The beginning of what is no backup, as far as it can be no row.
+# As much of the beginning of a file that is not a backup as cannot be a row.
 SHOWN = rb"((--|/\*)[ -~]{0,60}|<[!?a-zA-Z][a-zA-Z ]*|[{\[]|SQLite format)?"
 # What decompressors and pg_restore say of damage, and of nothing else:
 # gzip: x.gz: unexpected end of file
@@ -2191,7 +2214,7 @@ DAMAGE = (
     "unsupported format|magic|could not open .*No such file|could not find",
     "out of range|invalid (?!option|mem)",
 )
-# When it was written is told in local time, which is at most so far behind.
+# "Started on" is in an unknown time zone, which is at most so far behind UTC.
 FARTHEST_BEHIND = timedelta(hours=12)
 
 
@@ -2202,36 +2225,36 @@ class Backup:
     path: Path
     format: Format
     sha256: str  # that was recorded for it, or ""
-    written: float = 0  # seconds since 1970, of one that existed
-    announced: Reading = NOTHING  # what the beginning of an existing one tells
+    written: float = 0  # when an existing one was, in seconds since 1970
+    first_reading: Reading = NOTHING  # of the beginning of an existing one
     source: Database | None = None  # of a backup that this run has made
     contents: Contents | None = None  # of its source, when it was written
-    seconds: float | None = None  # that this took
+    seconds: float | None = None  # how long it took to write
 
     @property
     def like(self) -> Database | Reading:
-        """What has the encoding and the locale of a database for it."""
-        return self.source or self.announced
+        """What tells the encoding and the locale of a database for it."""
+        return self.source or self.first_reading
 
     @contextmanager
     def sql(
         self, programs: "Programs", *options: str
     ) -> Iterator[tuple[File, list[Program]]]:
-        """A stream of its SQL, and the program that makes it, if one has to."""
+        """A stream of its SQL, and the program that produces it, if any."""
         if not self.format.command:
             with self.path.open("rb", buffering=0) as file:
                 yield file, []
             return
-        name, *words = self.format.command
-        if name == "pg_restore":
-            name = programs.folder / name
-        words += [*options, self.path]
-        with programs.run.started(name, *words, stdout=PIPE) as maker:
+        program, *arguments = self.format.command
+        if program == "pg_restore":
+            program = programs.folder / program
+        arguments += [*options, self.path]
+        with programs.run.started(program, *arguments, stdout=PIPE) as maker:
             yield maker.popen.stdout, [maker]
 
 
 def members_of(path: Path) -> list[Path]:
-    """The files of a backup, without others that lie in its folder."""
+    """The files of a backup; others that lie in its folder do not count."""
     if not path.is_dir():
         return [path]
     files = sorted(file for file in path.rglob("*") if file.is_file())
@@ -2241,12 +2264,12 @@ def members_of(path: Path) -> list[Path]:
 
 
 def size_of(path: Path) -> int:
-    """The bytes of a backup, 0 where there is none."""
+    """The size of a backup in bytes, 0 if there is none."""
     return sum(size for _, size, _ in state_of(path))
 
 
 def state_of(path: Path | None) -> list[tuple[int, int, int]]:
-    """What tells whether a backup is replaced or written; last, when it was."""
+    """The inode, size and time of modification of each file of a backup."""
     if not path or not path.exists():
         return []
     stats = [file.stat() for file in members_of(path)]
@@ -2256,13 +2279,13 @@ def state_of(path: Path | None) -> list[tuple[int, int, int]]:
 def adopted_backup(path: Path, run: Run) -> Backup:
     """A backup that another program has made."""
     is_readable = path.is_file() or path.is_dir()
-    # /dev/stdin, /proc/self/fd/3: another file for each program.
-    is_of_process = re.match("/dev/(fd/|std)|/proc/", str(path))
-    if path.exists() and (is_of_process or not is_readable):
-        raise NotJudged(f"{path} is no file", "write what it gives into one")
+    # /dev/stdin, /proc/self/fd/3: another file in each program.
+    is_stream = re.match("/dev/(fd/|std)|/proc/", str(path))
+    if path.exists() and (is_stream or not is_readable):
+        raise NotJudged(f"{path} is not a file", "write its output into one")
     programs = found_programs(run, NEWEST, CLIENTS)
-    times = [time for _, _, time in state_of(path)]
-    written = max(times, default=0) / 1e9  # an empty folder has none
+    times = [modified for _, _, modified in state_of(path)]
+    written = max(times, default=0) / 1e9  # an empty folder has no times
     backup = Backup(path, UNREAD, recorded_sha256(path), written)
     if run.options.decrypt:
         backup = replace(backup, path=decrypted(path, run))
@@ -2288,26 +2311,26 @@ def decrypted(path: Path, run: Run) -> Path:
 def readable_backup(found: Backup, programs: "Programs") -> Backup:
     """The backup with what its beginning tells. Raises NotReadable."""
     backup = replace(found, format=format_of(found.path))
-    if problems_of_files(backup):
+    if problems_of_files(backup):  # validation reports them
         return backup
+    is_archive = backup.format.command == PG_RESTORE
     options = []
-    if backup.format.command == PG_RESTORE:
-        # It then tells the locale, and when it was written.
-        options += ["--create", "--verbose"]
+    if is_archive:  # pg_restore then tells the locale, and when it was written
+        options = ["--create", "--verbose"]
     problems = []
     with backup.sql(programs, *options) as (stream, makers):
         beginning = io.BufferedReader(stream).read(LONGEST)
-        if len(beginning) < LONGEST:
-            problems = problems_of(makers)
-    announced = Reading(io.BytesIO(beginning))
-    if not options and not problems:
-        require_sql(backup.path, announced)
+        if len(beginning) < LONGEST:  # else the program has not ended
+            problems = problems_of_programs(makers)
+    first_reading = Reading(io.BytesIO(beginning))
+    if not is_archive and not problems:
+        require_sql(backup.path, first_reading)
     written = backup.written
-    for started in announced.noted["started"]:
+    for started in first_reading.noted["started"]:
         with suppress(ValueError, OverflowError):  # no such day
             local = datetime.fromisoformat(f"{started}+00:00")
             written = min(written, (local + FARTHEST_BEHIND).timestamp())
-    return replace(backup, written=written, announced=announced)
+    return replace(backup, written=written, first_reading=first_reading)
 
 
 def format_of(path: Path) -> Format:
@@ -2315,52 +2338,50 @@ def format_of(path: Path) -> Format:
     if (path / "toc.dat").is_file():
         return FORMATS["directory"]
     if path.is_dir():
+        hint = "it is empty"
         names = sorted(file.name for file in path.iterdir())
-        some = ", ".join(names[:5]) or "(it is empty)"
+        if names:
+            hint = f"name one of these: {', '.join(names[:5])}"
         raise NotReadable(
-            f"{path} is a folder, but no backup: it has no toc.dat",
-            f"name one of these: {some}",
+            f"{path} is a folder, but not a backup: it has no toc.dat", hint
         )
     with path.open("rb") as file:
         return readable_format(file.read(1024), path)
 
 
 def readable_format(head: bytes, path: Path) -> Format:
-    """The format of what begins so. Raises NotReadable without a command."""
+    """The format of a file that begins so. Raises NotReadable if nothing reads it."""
     found = next(form for form in KNOWN_FORMATS if re.match(form.begins, head))
-    if not found.command and found.name != "plain":
-        hint = UNPACK
-        if found.name.startswith("encrypted"):
-            hint = DECRYPT
-        raise NotReadable(f"{path} is {found.name}", hint)
+    if found.hint:
+        raise NotReadable(f"{path} is {found.name}", found.hint)
     return found
 
 
-def require_sql(path: Path, announced: Reading) -> None:
-    """Raise NotReadable where what is read is no SQL of pg_dump's."""
-    beginning = announced.beginning
+def require_sql(path: Path, first_reading: Reading) -> None:
+    """Raise NotReadable unless a plain file is SQL that pg_dump wrote."""
+    beginning = first_reading.beginning
     inside = readable_format(beginning[:1024], path).name
     if inside != "plain":
         raise NotReadable(f"{path} is packed twice: {inside} lies in it", UNPACK)
-    if announced.noted["cluster"]:
+    if first_reading.noted["cluster"]:
         raise NotReadable(
             f"{path} is a dump of a whole server, by pg_dumpall",
             "dump each database by pg_dump",
         )
-    is_damaged = announced.is_garbled or not beginning.strip(b"\0")
-    # The reader itself begins an entry before the first line and behind the last.
-    is_empty = len(announced.entries) == 2
-    if is_empty and not is_damaged:
+    is_damaged = first_reading.is_garbled or not beginning.strip(b"\0")
+    # Reading itself adds an entry before the first line and one after the last.
+    has_no_entries = len(first_reading.entries) == 2
+    if has_no_entries and not is_damaged:
         shown = re.match(SHOWN, beginning)[0].decode()
         raise NotReadable(
-            f"{path} is no backup of pg_dump's",
+            f"{path} is not a backup by pg_dump",
             shown,
             "name a file or folder that pg_dump has written",
         )
 
 
-def problems_of(makers: list[Program]) -> Lines:
-    """What programs say of damage. Raises for all else."""
+def problems_of_programs(makers: list[Program]) -> list[str]:
+    """What programs say of damage. Raises ProgramFailed for everything else."""
     try:
         wait_for(*makers)
     except ProgramFailed as failure:
@@ -2371,7 +2392,7 @@ def problems_of(makers: list[Program]) -> Lines:
 
 
 def recorded_sha256(path: Path) -> str:
-    """The SHA-256 that a FILE.sha256 records, "" where there is none."""
+    """The SHA-256 that a FILE.sha256 records, "" if there is none."""
     record = path.with_name(f"{path.name}.sha256")
     if not record.is_file():
         return ""
@@ -2388,7 +2409,7 @@ def recorded_sha256(path: Path) -> str:
 
 # --- Validation --------------------------------------------------------------
 # In: a backup. Out: what it says, once it was found whole. Promised: it is read
-# to its end, hashed, and compared with its source; all that is wrong is listed.
+# to its end, hashed, and compared with its source; every problem is listed.
 
 
 def validated_reading(backup: Backup, server: Database) -> tuple[Reading, str]:
@@ -2414,20 +2435,20 @@ def validated_reading(backup: Backup, server: Database) -> tuple[Reading, str]:
 
 
 def reading_of_source(backup: Backup) -> Reading:
-    """What the source says, for a backup that its command alone reads."""
+    """What the source says, for a backup that only its restore command can read."""
     if not backup.source:
         return NOTHING
     return Reading(io.BytesIO(encoded(backup.contents.script)))
 
 
-def read_whole(backup: Backup, server: Database) -> tuple[Reading, Lines]:
+def read_whole(backup: Backup, server: Database) -> tuple[Reading, list[str]]:
     """What a backup says, and what is wrong with it."""
     problems = problems_of_files(backup)
-    if problems:  # a cut tar would keep pg_restore for ever
+    if problems:  # pg_restore would never end on a tar that is cut
         return NOTHING, problems
     with backup.sql(server.programs) as (stream, makers):
         reading = Reading(stream)
-        problems = problems_of(makers) + reading.problems
+        problems = problems_of_programs(makers) + reading.problems
     if reading.is_garbled:
         return reading, reading.problems
     if backup.source:
@@ -2439,20 +2460,21 @@ def read_whole(backup: Backup, server: Database) -> tuple[Reading, Lines]:
     return reading, problems
 
 
-def problems_of_checksum(found: str, expected: str) -> Lines:
-    """How a checksum departs from the recorded one."""
+def problems_of_checksum(found: str, expected: str) -> list[str]:
+    """The problem that a checksum is not the recorded one, if it is not."""
     if found == expected:
         return []
     return [f"SHA-256: found {found}, expected {expected}"]
 
 
-def problems_of_files(backup: Backup) -> Lines:
-    """What pg_restore does not see: a directory's other files, a tar's end."""
+def problems_of_files(backup: Backup) -> list[str]:
+    """Damage that pg_restore does not see: of a directory's files, of a tar's end."""
     problems = []
     if backup.format.name == "directory":
         for file in members_of(backup.path):
             form = FORMATS.get(MEMBER_FORMATS.get(file.suffix))
-            # zlib takes no bytes for no data, and unknown ones for data.
+            # pg_restore takes an empty file for a table without rows, and reads
+            # what is not compressed as it is.
             with file.open("rb") as content:
                 head = content.read(16)
             if form and not re.match(form.begins, head):
@@ -2463,7 +2485,7 @@ def problems_of_files(backup: Backup) -> Lines:
 
 
 def ends_well(path: Path) -> bool:
-    """Whether nothing but the zeros that end a tar follows its last file."""
+    """Whether the zeros that end a tar, and nothing else, follow its last file."""
     try:
         with tarfile.open(path, mode="r:") as tar:
             tar.getmembers()
@@ -2475,22 +2497,22 @@ def ends_well(path: Path) -> bool:
     return len(rest) >= 512 and not rest.strip(b"\0")
 
 
-def told_facts(reading: Reading, contents: Contents) -> set[Line]:
-    """The facts of a database, but with what a backup says of rows and sequences."""
+def told_facts(reading: Reading, contents: Contents) -> set[Fact]:
+    """The facts of a database, with numbers and values as a backup tells them."""
     rows = Counter({LARGE_OBJECTS: reading.noted["made"].total()})
     for table, count in reading.rows.items():
         rows[contents.roots.get(table, table)] += count
     told = set(reading.sequences)
     for thing, text in contents.facts:
-        if not re.fullmatch(SAID, text):
+        if not re.fullmatch(TOLD_BY_BACKUPS, text):
             told.add((thing, text))
         elif text.endswith(" rows"):
-            rows[thing] += 0  # none, where the backup says nothing
+            rows[thing] += 0  # a table of which the backup says nothing has 0 rows
     return told | {(thing, f"{count} rows") for thing, count in rows.items()}
 
 
-def problems_of_source(reading: Reading, backup: Backup) -> Lines:
-    """Which rows and values of sequences the source had otherwise."""
+def problems_of_source(reading: Reading, backup: Backup) -> list[str]:
+    """How the rows and sequences of a backup differ from those of its source."""
     run = backup.source.run
     contents = backup.contents
     foreign = {f"table {name}" for name in reading.named("FOREIGN TABLE")}
@@ -2503,20 +2525,20 @@ def problems_of_source(reading: Reading, backup: Backup) -> Lines:
     lacking = tables - {contents.roots.get(table, table) for table in there}
     told = without(told_facts(reading, contents), uncounted)
     told -= {(table, "0 rows") for table in lacking}
-    problems = list(map(str, unaccepted(differences(had, told), run)))
+    problems = list(map(str, unaccepted(differences_of_facts(had, told), run)))
     if problems and run.options.live and not run.options.backup_command:
         problems.insert(0, "if a table was truncated beside the dump, run again")
-    alike = {text for _, text in had & told if re.fullmatch(SAID, text)}
+    alike = {text for _, text in had & told if re.fullmatch(TOLD_BY_BACKUPS, text)}
     if problems and alike <= {"0 rows"}:
         problems.insert(0, ELSEWHERE)
     return problems
 
 
 def require_loadable(reading: Reading, server: Database) -> None:
-    """Raise NotJudged if a load would fail, or harm more than its database."""
+    """Raise NotJudged if a load would fail, or would change other databases."""
     newest = reading.versions[-1]
     foreign = reading.named("FOREIGN TABLE") & reading.named("TABLE DATA")
-    # A subscription, too: it keeps its database from being dropped.
+    # Subscriptions are among these: they keep their database from being dropped.
     beyond = ", ".join(sorted(reading.noted["server"]))
     for is_so, fact, hint in [
         (
@@ -2578,10 +2600,9 @@ def require_damage_seen(reading: Reading) -> None:
 # --- The restored database, and what is expected of it -----------------------
 # In: a backup and what it says. Out: what came back, and what should have.
 # Promised: psql loads the backup in one transaction (with --jobs, pg_restore in
-# many); an error is a failure only where the content of the backup alone can have
-# caused it.
+# many); an error blames the backup only if nothing else can have caused it.
 
-# Superusers: only such a role owns an event trigger. With LOGIN, as a restore
+# Superusers, as only such roles own event triggers. With LOGIN, as a restore
 # command may connect as one of them.
 GLOBALS = r"""
 SELECT DISTINCT format('CREATE ROLE %I SUPERUSER LOGIN', name)
@@ -2593,10 +2614,11 @@ SELECT DISTINCT format('CREATE TABLESPACE %I LOCATION ''''', name)
  WHERE name NOT IN (SELECT spcname FROM pg_tablespace) \gexec
 """
 EXISTS = "SELECT 1 FROM pg_database WHERE datname = :'name';"
-# A warning that rights are left as they are:
+# A warning that rights were left as they are:
 # psql:<stdin>:99: WARNING:  01006: no privileges could be revoked for "hstore"
 NO_RIGHTS = re.compile(r"^psql:.*?:\d+: \S+:  0100[67]:", re.MULTILINE)
-# What keeps a check from an answer: its time, the server's end, its limits.
+# Codes of a check that had no answer: the time was up, the server ended, its limits
+# were reached.
 NO_ANSWER = "08|5[37]|58(?!P01)"
 # The line feed ends a comment at the end of the check.
 CHECK = r"""
@@ -2605,14 +2627,14 @@ SELECT format(E'SELECT to_json((%s\n))', :'check') \gexec
 """
 PASSED = "passed"
 SEE_WORDS = "see what it says: --verbose"
-# -- Name: tally; Type: MATERIALIZED VIEW DATA; ... needs rows: no reference has
+# The REFRESH below -- Name: tally; Type: MATERIALIZED VIEW DATA; ...
 REFRESH = re.compile(
     r'(; Type: MATERIALIZED VIEW DATA; .*\n--\n\n)REFRESH (?:"[^"]*"|[^;"])*;'
 )
-# What pg_dump writes for the next entry, before the comment of that.
-KEPT = "^SET (SESSION AUTHORIZATION|search_path|default_[a-z_]+) "
-# Entries that DEFINITIONS does not write, or under other names, and those of
-# what each new database has: table data public.film, comment EXTENSION plpgsql
+# What pg_dump writes before the comment of the entry that it is for.
+SET_FOR_NEXT_ENTRY = "^SET (SESSION AUTHORIZATION|search_path|default_[a-z_]+) "
+# Entries that DEFINITIONS does not write, or under other names, and those of what
+# every new database has: table data public.film, comment EXTENSION plpgsql
 UNMATCHED = (
     "(table data|sequence set|materialized view data|statistics data|blob.*"
     "|(default )?acl|security label|comment LARGE OBJECT"
@@ -2621,9 +2643,9 @@ UNMATCHED = (
 )
 # A locale that orders texts by their bytes: ... LC_COLLATE = 'C' ...
 BY_BYTES = r"(?s)^(?!.*(?i:icu)).* (LC_COLLATE|LOCALE) (= )?'(C|POSIX)'"
-OLDEST_NAMES = 10  # the version that first wrote names of entries as today
-# What a value is, or whether a row is allowed, can rest on settings of the
-# database, the role or the server, such as the time zone, which no load sets.
+FIRST_WITH_NAMES = 10  # the version that first wrote names of entries as today
+# Errors that may be due to settings of the database, the role or the server, such
+# as the time zone, which decide what a value is, or whether a row is allowed.
 BY_SETTINGS = "23514|22007|22008|22P02:cash_in|P0001"
 LOST_SETTINGS = (
     "the source has settings, as by ALTER DATABASE, that are not loaded: set them in"
@@ -2632,8 +2654,8 @@ LOST_SETTINGS = (
 
 
 def provide_globals(server: Database, reading: Reading, project: "Project") -> None:
-    """Make the roles and tablespaces that a backup names, and the user."""
-    user = project.words.get("user", "postgres")
+    """Make the roles and tablespaces that a backup names, and the settings' user."""
+    user = project.parameters.get("user", "postgres")
     tablespaces = map(unquoted, reading.noted["tablespace"])
     server.ask(
         GLOBALS,
@@ -2643,22 +2665,24 @@ def provide_globals(server: Database, reading: Reading, project: "Project") -> N
 
 
 def with_path_of(source: Database, server: Database) -> Database:
-    """The server, whose sessions have the search_path of the source's.
+    """The server, with the search_path of the source in its sessions.
 
-    No load brings settings of the source or of its role, which checks may rely on.
+    A load does not bring settings of a database or role, but checks may rely on them.
     """
-    options = f"{server.words.get('options', '')} -c search_path={source.path}"
-    return replace(server, words={**server.words, "options": options})
+    options = (
+        f"{server.parameters.get('options', '')} -c search_path={source.search_path}"
+    )
+    return replace(server, parameters={**server.parameters, "options": options})
 
 
 def database_for(backup: Backup, server: Database) -> Database:
     """An empty database for a backup.
 
-    For a restore command it has the name of the source, or that which the file
-    tells: pg_restore --create, and what pg_dumpall writes, ignore the target that
-    they are given.
+    For a restore command it has the name of the source, or the one that the file
+    tells, as pg_restore --create and scripts by pg_dumpall go there, whatever
+    database they are given.
     """
-    names = backup.announced.named("DATABASE")
+    names = backup.first_reading.named("DATABASE")
     if backup.source:
         names = {backup.source.name}
     name = ""
@@ -2700,19 +2724,19 @@ def loading(
     """The program that loads the backup."""
     jobs = restored.run.options.jobs
     if jobs > 1 and backup.format.name in ("custom", "directory"):
-        words = ("--exit-on-error", "--jobs", jobs, backup.path)
-        with restored.started("pg_restore", *words) as pg_restore:
+        arguments = ("--exit-on-error", "--jobs", jobs, backup.path)
+        with restored.started("pg_restore", *arguments) as pg_restore:
             yield pg_restore
         return
-    words = ["-1"]
+    arguments = ["-1"]
     if not reading.noted["restrict"]:
         commands = output_of(restored.started("psql", "--help=commands"))
-        if "\\restrict" in commands:  # then the backup can give psql no command
-            words += ["-c", f"\\restrict {os.urandom(16).hex()}"]
+        if "\\restrict" in commands:  # then psql obeys no command of the backup
+            arguments += ["-c", f"\\restrict {os.urandom(16).hex()}"]
     with (
         backup.sql(restored.programs) as (stream, makers),
         without_left_out(stream, reading, restored.run) as sql,
-        restored.started("psql", *PSQL, *words, "-f", "-", stdin=sql) as psql,
+        restored.started("psql", *PSQL, *arguments, "-f", "-", stdin=sql) as psql,
     ):
         yield psql
         wait_for(*makers)
@@ -2720,7 +2744,7 @@ def loading(
 
 @contextmanager
 def without_left_out(stream: File, reading: Reading, run: Run) -> Iterator[File]:
-    """The SQL of a backup, without the text of what is about a whole server."""
+    """The SQL of a backup, where lines that are about the whole server are empty."""
     if not reading.left_out:
         yield stream
         return
@@ -2729,15 +2753,15 @@ def without_left_out(stream: File, reading: Reading, run: Run) -> Iterator[File]
         if entry in reading.left_out:
             first = reading.left_out[entry]
             last = following.line - 1
-            script += f"{first},{last}{{/{KEPT}/!s/.*//;}}\n"
+            script += f"{first},{last}{{/{SET_FOR_NEXT_ENTRY}/!s/.*//;}}\n"
     with run.started("sed", "-E", script, stdin=stream, stdout=PIPE) as sed:
         yield sed.popen.stdout
         sed.wait()
 
 
 def loading_reference(reference: Database, contents: Contents) -> Context:
-    """psql, which makes the source's definitions."""
-    # Not in one transaction: two with 1,000 tables exhaust the table of locks.
+    """psql, which loads the source's definitions."""
+    # Not in one transaction: two of 1,000 tables would exhaust the table of locks.
     script = REFRESH.sub(r"\1", contents.script)
     name = "the load of the source's definitions"
     return reference.started("psql", *PSQL, "-f", "-", name=name, text=script)
@@ -2747,7 +2771,7 @@ def load_by_command(backup: Backup, restored: Database, project: "Project") -> f
     """The seconds that the team's own command took to load the backup."""
     run = restored.run
     command = run.options.restore_command
-    failed = NotJudged  # nobody knows what an existing backup needs
+    failed = NotJudged  # as nobody knows what an existing backup needs
     if backup.source:
         failed = BackupIsBad
     environment = command_environment(restored, project, backup.path)
@@ -2766,7 +2790,7 @@ def verdict_on_load(
 ) -> Verdict:
     """What a load that failed says of the backup: a failure, or an error."""
     fact = failure.args[0]
-    if fact.startswith("pg_restore"):  # it tells no code, but values of rows
+    if fact.startswith("pg_restore"):  # it reports no code, and may quote values
         return NotJudged(fact, "run without --jobs: psql tells what it means")
     if failure.status == SCRIPT_FAILED and COMMAND_FAILED.search(failure.stderr):
         return BackupIsBad(fact, "it holds a command for psql, or its end is cut")
@@ -2775,40 +2799,40 @@ def verdict_on_load(
         return failure
     begun = [entry for entry in reading.entries if entry.line <= report.line]
     entry = begun[-1]
-    # A row whose COPY is lost is no SQL: the word that is not understood is its.
+    # Without its COPY, a row is a syntax error, in which a value is quoted.
     is_of_rows = entry.kind in ("TABLE DATA", "BLOBS") or report.code == "42601"
     reads_rows = re.search("VIEW DATA|INDEX|CONSTRAINT", entry.kind)
     sentence = report.sentence(is_of_rows, bool(reads_rows))
     thing = entry.thing.strip(" .") or "the header"
     found = restored.run.redacted(f"line {report.line}, {thing}: {sentence}")
-    # The server's own script makes an extension, but for the statement as such.
-    by_extension = entry.kind == "EXTENSION" and report.code != "42601"
-    by_others = entry.kind == BEHIND and reading.has_sql_behind
+    # CREATE EXTENSION runs a script of the server's; its own syntax is the backup's.
+    is_extension_script = entry.kind == "EXTENSION" and report.code != "42601"
+    is_appended_sql = entry.kind == AFTER_END and reading.has_sql_after_end
     if re.match(BY_SETTINGS, report.cause) and has_lost_settings(backup):
         return NotJudged(fact, found, LOST_SETTINGS)
     same_major = set(reading.versions) == {restored.major}
     is_blamed = report.blames_backup(same_major, has_same_order(restored, backup))
-    if is_blamed and not by_extension and not by_others:
+    if is_blamed and not is_extension_script and not is_appended_sql:
         return BackupIsBad(fact, found)
     return NotJudged(fact, found, hint_for(f"{report.cause} of a load"))
 
 
 def has_lost_settings(backup: Backup) -> bool:
-    """Whether the source has settings of its own, of which a load sets none."""
+    """Whether the source has settings of its own, which a load does not bring."""
     if backup.source:
-        # In a rehearsal it is a scratch database, as that which is loaded.
+        # In a rehearsal, it has none that the restored database lacks.
         options = backup.source.run.options
         return options.live and backup.source.has_settings
-    return bool(backup.announced.named("DATABASE PROPERTIES"))
+    return bool(backup.first_reading.named("DATABASE PROPERTIES"))
 
 
 def has_same_order(restored: Database, backup: Backup) -> bool:
-    """Whether texts have the order here that they had at the source."""
+    """Whether texts are certainly in the same order here as at the source."""
     if restored.locale != backup.like.locale:
         return False
     if backup.source and backup.source.private == restored.private:
         return True  # it is the same server
-    # By another library, a locale of the same name may order otherwise.
+    # In another library, a locale of the same name may order otherwise.
     return bool(re.search(BY_BYTES, restored.locale))
 
 
@@ -2819,7 +2843,7 @@ def read_back(restored: Database, project: "Project") -> tuple[Contents, str]:
         step("read the restored database"),
         reading_contents(restored) as contents,
     ):
-        if not restored.run.options.rehearsal:  # it compares their table
+        if not restored.run.options.rehearsal:  # which compares django_migrations
             show_plan = project.on_alias("showmigrations", "--plan")
             plan = project.manage(show_plan, restored)
         return contents(), plan
@@ -2830,23 +2854,23 @@ def expected_of_existing(
     reading: Reading,
     found: Contents,
 ) -> Contents:
-    """What a backup says of itself; all else is expected as it was found."""
+    """What a backup says of itself; everything else is expected as it was found."""
     if backup.format == UNREAD and not any(rows_of_tables(found.facts).values()):
         raise BackupIsBad("the restore command brought back no row")
-    # SQL behind the end may have changed all.
-    if backup.format == UNREAD or reading.has_sql_behind:
+    # SQL after the end may have changed anything.
+    if backup.format == UNREAD or reading.has_sql_after_end:
         return found
     facts = told_facts(reading, found)
     for view in reading.named("MATERIALIZED VIEW DATA"):
         facts.add((f"rows of materialized view {view}", "made"))
-    if reading.versions[0] >= OLDEST_NAMES:
+    if reading.versions[0] >= FIRST_WITH_NAMES:
         facts.update(names_of_objects(reading) - found.definitions)
     moved = not_filled(reading, found)
     return replace(found, facts=facts, moved=moved, extensions={})
 
 
-def names_of_objects(reading: Reading) -> set[Line]:
-    """The objects that a backup makes, as definitions name them."""
+def names_of_objects(reading: Reading) -> set[Fact]:
+    """The objects that a backup makes, as Contents.definitions name them."""
     names = set()
     for entry in reading.entries:
         name = entry.thing.replace('"', "")
@@ -2859,7 +2883,7 @@ def names_of_objects(reading: Reading) -> set[Line]:
 
 def not_compared(
     backup: Backup, reading: Reading, expected: Contents, found: Contents
-) -> Words:
+) -> StringDict:
     """What is not compared, and why."""
     reasons = dict(sorted(expected.reasons.items()))
     reason = "it changed meanwhile"
@@ -2868,13 +2892,13 @@ def not_compared(
         reason = "the backup holds no data of it"
     for thing in sorted(expected.moved | expected.altered):
         reasons[thing] = reason
-    for thing in other_extensions(expected, found):
+    for thing in things_of_other_versions(expected, found):
         reasons[thing] = "an extension's, which may be of another version here"
     return reasons
 
 
-def not_told(backup: Backup, reading: Reading) -> Words:
-    """What an existing backup cannot be asked, and why."""
+def not_told(backup: Backup, reading: Reading) -> StringDict:
+    """What an existing backup does not tell, and why."""
     what = "values, definitions, owners and rights"
     reasons = {what: "an existing backup has no source"}
     for entry in reading.left_out:
@@ -2885,7 +2909,7 @@ def not_told(backup: Backup, reading: Reading) -> Words:
     for is_so, what, reason in [
         (backup.format == UNREAD, "the file", "its command alone reads it"),
         (
-            0 < reading.versions[0] < OLDEST_NAMES,
+            0 < reading.versions[0] < FIRST_WITH_NAMES,
             "names",
             "an old pg_dump wrote them",
         ),
@@ -2895,9 +2919,9 @@ def not_told(backup: Backup, reading: Reading) -> Words:
             "pg_dump --enable-row-security",
         ),
         (
-            reading.has_sql_behind,
-            "all else",
-            "SQL behind the end may have changed it",
+            reading.has_sql_after_end,
+            "everything else",
+            "SQL after the end may have changed it",
         ),
     ]:
         if is_so:
@@ -2906,7 +2930,7 @@ def not_told(backup: Backup, reading: Reading) -> Words:
 
 
 def not_filled(reading: Reading, found: Contents) -> Things:
-    """Tables and sequences that a backup makes without what they held."""
+    """Tables and sequences that a backup creates, but does not fill."""
     filled = {sequence for sequence, _ in reading.sequences}
     things = {thing for thing, _ in found.facts if thing.startswith("sequence ")}
     things -= filled
@@ -2917,17 +2941,18 @@ def not_filled(reading: Reading, found: Contents) -> Things:
 
 
 def unfilled_tables(reading: Reading, contents: Contents) -> Things:
-    """Tables that a backup makes without data; of partitions, the leaves have them."""
+    """Tables without data in a backup, but not those whose partitions have it."""
     tables = {f"table {name}" for name in reading.tables_without_data}
-    return tables - {*contents.roots.values()}
+    return tables - set(contents.roots.values())
 
 
 def insert_through_sequences(restored: Database) -> None:
-    """Insert rows by the sample's identity columns, sequence and trigger."""
+    """Insert rows, which use the sample's identity columns, sequence and trigger."""
     try:
         output_of(restored.psql(SAMPLE_INSERTS))
     except ProgramFailed as failure:
-        if failure.report and failure.report.blames_backup(True, True):
+        report = failure.report
+        if report and report.blames_backup(same_major=True, same_order=True):
             raise BackupIsBad(*failure.args) from None
         raise
 
@@ -2935,7 +2960,7 @@ def insert_through_sequences(restored: Database) -> None:
 def require_checks(
     restored: Database,
     project: "Project",
-    verdicts: Words,
+    verdicts: StringDict,
 ) -> None:
     """Fail unless the user's checks and commands pass; note each verdict."""
     options = restored.run.options
@@ -2953,7 +2978,7 @@ def require_checks(
 
 
 def verdict_on_check(restored: Database, check: str) -> str:
-    """Whether a user's SQL is true of the restored database, else why not."""
+    """PASSED if a user's SQL is true of the restored database, else why not."""
     try:
         sql = check.rstrip("; \n")
         answer = output_of(restored.psql(CHECK, check=sql)).strip()
@@ -2972,7 +2997,7 @@ def verdict_on_manage(
     project: "Project",
     command: str,
 ) -> str:
-    """Whether a management command succeeds, else why not."""
+    """PASSED if a management command succeeds, else why not."""
     try:
         project.manage(shlex.split(command), restored)
     except ProjectFails as failure:
@@ -2983,16 +3008,15 @@ def verdict_on_manage(
 # --- The project -------------------------------------------------------------
 # In: the settings. Out: how they connect, and what Django's commands print.
 # Promised: the project's code runs in processes of its own; while a command runs,
-# every alias leads to a scratch database. It is led there, not locked in.
+# every alias leads to a scratch database. Code is led there, not locked in.
 
-# The first argument by which this file runs itself, as a process of the
-# project's.
+# The first argument with which this file runs itself, as a process of the project.
 DESCRIBE = "--describe-project"
 COMMAND = "--run-project-command"
-FAILS = "the project fails:"  # so it tells what went wrong, on stderr
-# Exceptions whose words are shown, as they tell of code alone; of the names of
-# settings, while nothing but settings is imported; of a use of Django, if Django
-# itself raises them. The words of all others may quote a value.
+FAULT_MARK = "the project fails:"  # on stderr, before what went wrong
+# Exceptions whose messages are shown, as they are about code; about the names of
+# settings, while only settings are imported; about the use of Django, if Django
+# itself raises them. The messages of all others may quote a value.
 OF_CODE = {
     "builtins.ImportError",
     "builtins.SyntaxError",
@@ -3007,19 +3031,19 @@ OF_DJANGO = {
     "django.db.utils.OperationalError",
 }
 OF_ALL = {"builtins.BaseException"}
-MUST_NOT_RUN = 126  # the exit status of what the drill refuses, as of a shell's
+MUST_NOT_RUN = 126  # the exit status of what the drill refuses, as in a shell
 POSTGRESQL = "django.db.backends.postgresql"
-# Words of a connection that are Django's or a driver's, not libpq's.
+# Parameters of a connection that are Django's or a driver's, not libpq's.
 NOT_LIBPQ = ("client_encoding", "prepare_threshold", "autocommit", "async_")
-SECRET = "(?i)password|secret|scram_.*_key"  # settings with such names
+SECRET = "(?i)password|secret|scram_.*_key"  # names of settings that are secret
 ROLE_OPTION = r"(-c ?|--)role=\S+"  # -c role=anna
-# A frame of a package's, or of Python's own.
+# Files that are not the project's: a package's, Python's, and this one.
 INSTALLED = (
     r"<frozen |[/\\](site-packages|dist-packages|python3[.\d]*)[/\\]"
-    rf"|{re.escape(__file__)}"  # nor one of the drill's
+    rf"|{re.escape(__file__)}"
 )
-DJANGO = r"[/\\](site|dist)-packages[/\\]django[/\\]"  # in a frame of Django's
-ENCODE = "in DATABASE_URL, percent-encode what is special in the password"
+DJANGO = r"[/\\](site|dist)-packages[/\\]django[/\\]"  # a file of Django's
+ENCODE = "in DATABASE_URL, percent-encode special characters of the password"
 
 
 class ProjectFails(NotJudged):
@@ -3032,35 +3056,35 @@ class Project:
 
     run: Run  # with the secrets of the settings
     engine: str  # of connections to scratch databases
-    vendor: str  # postgresql, sqlite; unknown where no database is configured
-    options: str  # of its sessions
-    words: Words = field(repr=False)  # libpq's, if they are needed
+    vendor: str  # postgresql, sqlite; unknown if no database is configured
+    options: str  # of its sessions, as libpq has them
+    parameters: StringDict = field(repr=False)  # libpq's, if they are needed
 
     def on_alias(self, *command: str) -> Command:
-        """A command of Django's about the alias."""
+        """A command of Django's for the alias that the options name."""
         return (*command, f"--database={self.run.options.database}")
 
     def manage(
         self, command: Iterable[str], database: Database, timeouts: int = 1
     ) -> str:
-        """What a management command prints, on the database alone."""
+        """What a management command prints, while every alias is this database."""
         name, *_ = command
-        words = (COMMAND, self.request(database), *command)
-        return answer_of(self.run, f"manage.py {name}", timeouts, *words)
+        arguments = (COMMAND, self.request(database), *command)
+        return answer_of(self.run, f"manage.py {name}", timeouts, *arguments)
 
     def request(self, database: Database) -> str:
-        """Where every alias is to lead, as an argument of this file's."""
+        """Where every alias is to lead, for `run_on_scratch_database`."""
         target = {"NAME": database.name, "ENGINE": self.engine}
         if database.private:
-            for word in ("host", "port", "user"):
-                target[word.upper()] = database.words[word]
+            for name in ("host", "port", "user"):
+                target[name.upper()] = database.parameters[name]
         options = self.run.options
         return json.dumps(
             {
                 "alias": options.database,
                 "target": target,
                 "options": database.options(),
-                "shows_words": options.rehearsal,
+                "shows_messages": options.rehearsal,
             }
         )
 
@@ -3068,11 +3092,11 @@ class Project:
 def described_project(run: Run) -> Project:
     """What the settings say of the alias that the options name."""
     options = run.options
-    words = [DESCRIBE, options.database]
+    arguments = [DESCRIBE, options.database]
     if options.live or options.restore_command or not options.private:
-        words.append("connection")
+        arguments.append("connection")
     with step("import the settings"):
-        answer = json.loads(answer_of(run, "the settings", 1, *words))
+        answer = json.loads(answer_of(run, "the settings", 1, *arguments))
     run = replace(run, secrets=tuple(answer.pop("secrets")))
     aliases = answer.pop("aliases")
     if options.database not in aliases:
@@ -3087,13 +3111,13 @@ def answer_of(
     run: Run,
     name: str,
     timeouts: int,
-    *words: str,
+    *arguments: str,
 ) -> str:
-    """What this file answers as a process of the project's."""
+    """What this file answers when it runs as a process of the project."""
     started = run.started(
         sys.executable,
         __file__,
-        *words,
+        *arguments,
         name=name,
         environment={**environ, "BACKUP_DRILL": str(run.folder)},
         timeouts=timeouts,
@@ -3103,32 +3127,32 @@ def answer_of(
             program.wait()
         except ProgramFailed as failure:
             stderr = run.redacted(failure.stderr)
-            if FAILS not in stderr:
+            if FAULT_MARK not in stderr:
                 raise NotJudged(failure.args[0], "it could not say why") from None
-            fault = stderr.split(FAILS)[-1].strip()  # behind what its code prints
+            fault = stderr.split(FAULT_MARK)[-1].strip()  # after what its code prints
             fact = f"{name}: the project fails"
             if program.popen.returncode == MUST_NOT_RUN:
                 raise NotJudged(fact, fault) from None
             raise ProjectFails(fact, fault, hint_for(f"{name}: {fault}")) from None
         finally:
-            # What is printed before the secrets are known is never shown.
-            if words[0] == COMMAND:
+            # What DESCRIBE prints is never shown, as no secret is known yet.
+            if arguments[0] == COMMAND:
                 program.show(program.errors)
         return program.stdout()
 
 
-def answer(verb: str, *words: str) -> NoReturn:
-    """Print what `answer_of` asks for; to stderr, a fault of the project's; exit."""
+def answer(verb: str, *arguments: str) -> NoReturn:
+    """Print what `answer_of` asks for, or on stderr why the project fails; exit."""
     answers = os.fdopen(os.dup(1), "w")
     errors = os.fdopen(os.dup(2), "w")
-    os.dup2(2, 1)  # what the project prints is no answer
+    os.dup2(2, 1)  # what the project prints is not the answer
 
     def work(_: object = None) -> None:
         try:
             if verb == DESCRIBE:
-                json.dump(description_of(*words), answers)
+                json.dump(description_of(*arguments), answers)
             else:
-                run_on_scratch_database(*words, stdout=answers)
+                run_on_scratch_database(*arguments, stdout=answers)
         except SystemExit as stop:
             if stop.code:
                 raise
@@ -3141,28 +3165,28 @@ def answer(verb: str, *words: str) -> NoReturn:
             sys.stderr.flush()
         answers.flush()
         errors.flush()
-        os._exit(status)  # a thread of the project's may have no end
+        os._exit(status)  # a thread of the project may never end
 
     try:
-        run_in_project(work, *words[1:])
+        run_in_project(work, *arguments[1:])
     except BaseException as error:  # noqa: BLE001  the process ends below
         if verb == COMMAND:
-            print(error, file=errors)  # whole, as manage.py does
-        # Until they are described, no secret is known that words might hold; and
-        # the words of a command on a restored database might hold rows.
-        with_words = OF_CODE
+            print(error, file=errors)  # the whole message, as manage.py does
+        # While settings are imported, no secret is known that a message might hold;
+        # and that of a command on a restored database might hold a row.
+        shown = OF_CODE
         if verb == DESCRIBE:
-            with_words = OF_SETTINGS
-        elif json.loads(words[0])["shows_words"]:
-            with_words = OF_ALL
-        print(FAILS, described(error, with_words), file=errors)
+            shown = OF_SETTINGS
+        elif json.loads(arguments[0])["shows_messages"]:
+            shown = OF_ALL
+        print(FAULT_MARK, described(error, shown), file=errors)
         if isinstance(error, NotJudged):
             end(MUST_NOT_RUN)
     end(1)
 
 
 def run_in_project(work: Callable[[], None], *arguments: str) -> None:
-    """Do the work in the place of Django's commands, as manage.py calls them."""
+    """Do the work where manage.py would run a command of Django's."""
     from django.core import management
 
     management.execute_from_command_line = work
@@ -3179,17 +3203,15 @@ def run_in_project(work: Callable[[], None], *arguments: str) -> None:
     work()
 
 
-def described(error: BaseException | None, with_words: Things) -> str:
-    """An error and its causes: kinds and places; of kinds with_words, these, too."""
+def described(error: BaseException | None, shown: Things) -> str:
+    """An error and its causes: kind and place, and the message if the kind is shown."""
     lines = []
     while error:
         line = type(error).__name__
         frames = traceback.extract_tb(error.__traceback__)
         kinds = {f"{kind.__module__}.{kind.__name__}" for kind in type(error).__mro__}
-        shown = with_words
-        if re.search(DJANGO, str(frames[-1:])):
-            shown = with_words | OF_DJANGO
-        if kinds & shown:
+        is_by_django = re.search(DJANGO, str(frames[-1:]))
+        if kinds & shown or is_by_django and kinds & OF_DJANGO:
             line += f": {error}".partition("\n")[0]
         of_project = [
             frame for frame in frames if not re.search(INSTALLED, frame.filename)
@@ -3211,22 +3233,22 @@ def description_of(alias: str, *needed: str) -> dict[str, Any]:
     database = databases.get(alias, none)
     wrapper = wrapper_of(alias, database)
     engine = POSTGRESQL
-    words = {}
+    parameters = {}
     if wrapper.vendor == "postgresql":
         engine = database["ENGINE"]
         if needed:
-            words = connection_words(wrapper)
+            parameters = connection_parameters(wrapper)
     options = database["OPTIONS"].get("options", "")
     return {
         "aliases": list(databases),
-        "secrets": secrets_in(databases, words),
+        "secrets": secrets_in(databases, parameters),
         "engine": engine,
         "vendor": wrapper.vendor,
         "options": re.sub(ROLE_OPTION, "", options),
-        "words": {
-            word: str(value)
-            for word, value in words.items()
-            if isinstance(value, str | int | Path) and word not in NOT_LIBPQ
+        "parameters": {
+            name: str(value)
+            for name, value in parameters.items()
+            if isinstance(value, str | int | Path) and name not in NOT_LIBPQ
         },
     }
 
@@ -3241,25 +3263,25 @@ def wrapper_of(alias: str, database: dict[str, Any]) -> Any:
     except (AppRegistryNotReady, ImproperlyConfigured):
         if database["ENGINE"].startswith("django.db.backends."):
             raise  # its driver is missing
-        # As those of postgis and django-tenants, which need the apps.
+        # The engines of postgis and django-tenants need the apps, for example.
         backend = load_backend(POSTGRESQL)
     return backend.DatabaseWrapper(database, alias)
 
 
-def connection_words(wrapper: Any) -> dict[str, Any]:
-    """What the driver would be given."""
-    words = wrapper.get_connection_params()
+def connection_parameters(wrapper: Any) -> dict[str, Any]:
+    """The parameters that Django would give to the driver."""
+    parameters = wrapper.get_connection_params()
     options = wrapper.settings_dict["OPTIONS"]
-    words["options"] = options.get("options") or environ.get("PGOPTIONS", "")
+    parameters["options"] = options.get("options") or environ.get("PGOPTIONS", "")
     role = options.get("assume_role")
     if role:
-        words["options"] += " -c role=" + re.sub(r"([\\ ])", r"\\\1", role)
-    return words
+        parameters["options"] += " -c role=" + re.sub(r"([\\ ])", r"\\\1", role)
+    return parameters
 
 
-def secrets_in(databases: dict[str, Any], words: dict[str, Any]) -> Lines:
-    """All values whose names tell that they are secret."""
-    named = [("PGPASSWORD", environ.get("PGPASSWORD")), *words.items()]
+def secrets_in(databases: dict[str, Any], parameters: dict[str, Any]) -> list[str]:
+    """The values whose names tell that they are secret."""
+    named = [("PGPASSWORD", environ.get("PGPASSWORD")), *parameters.items()]
     for database in databases.values():
         named += [*database.items(), *database["OPTIONS"].items()]
     return [str(text) for name, text in named if text and re.search(SECRET, name)]
@@ -3283,20 +3305,22 @@ def run_on_scratch_database(request: str, *command: str, stdout: IO[str]) -> Non
     if "HOST" in target:  # a private server, of which the settings know nothing
         options.clear()
         hidden += [name for name in environ if name.startswith("PG")]
-    for word in ("dbname", "pool"):  # another name; connections that outlast
-        options.pop(word, None)
+    # One names another database; the other one keeps connections open.
+    for option in ("dbname", "pool"):
+        options.pop(option, None)
     for name in hidden:
         environ.pop(name, None)
     options["options"] = asked["options"]
     scratch = {**configured, **target, "OPTIONS": options}
-    # What the handler is given counts, whatever object the settings are.
+    # The handler of connections prefers these to settings.DATABASES, which some
+    # projects replace by an object of another kind.
     connections._settings = {name: dict(scratch) for name in databases}
-    databases.update(connections._settings)  # for those who read settings.DATABASES
-    del connections.settings  # they are cached, from before
+    databases.update(connections._settings)  # for code that reads settings.DATABASES
+    del connections.settings  # a cache of what they were before
     django.setup()
     for database in connections.settings.values():
-        for word in ("NAME", "HOST", "PORT"):
-            if database[word] != scratch[word]:
+        for name in ("NAME", "HOST", "PORT"):
+            if database[name] != scratch[name]:
                 raise NotJudged("the project replaces its DATABASES")
     if command[0] in ("dbbackup", "dbrestore"):
         for connector in getattr(settings, "DBBACKUP_CONNECTORS", {}).values():
@@ -3308,11 +3332,11 @@ def run_on_scratch_database(request: str, *command: str, stdout: IO[str]) -> Non
 # --- A team's own commands ---------------------------------------------------
 # In: a command, and the database that it is given. Out: a file or a database,
 # or a verdict. Promised: PG*, DATABASE_URL and MANAGE name no other database; a
-# restore command has a private server (see `contradiction`); it runs under a guard
-# of its own; what it prints is shown with --verbose alone.
+# restore command has a private server (see `contradiction`); each command runs under
+# a guard of its own; what it prints is shown with --verbose alone.
 
-# Variables of libpq's that are not named for their word, as PGSSLMODE is.
-VARIABLES = {
+# Most variables of libpq are PG and the parameter, as PGSSLMODE is; these are not:
+IRREGULAR_VARIABLES = {
     "application_name": "PGAPPNAME",
     "connect_timeout": "PGCONNECT_TIMEOUT",
 }
@@ -3321,11 +3345,10 @@ ELSEWHERE = (
     " PG*, DATABASE_URL and MANAGE. Or are all data left out?"
 )
 NO_ROOM = "No space left on device"
-# The shell was ended by a signal, below 0, or tells that a program must not be run,
-# is not there, or was ended so.
+# So a shell tells that a program must not be run, is missing, or was killed.
 TOLD_BY_SHELL = (MUST_NOT_RUN, 127, *range(129, 193))
-# A program in a group, with its process and the parent of that; no guard's, and
-# none that has ended, Z, though nobody has asked how:
+# Group, process, parent, state and name of a program in a group; but not the guard
+# or a child of it, and not a zombie, Z:
 #    4711    4720    4719 S    pg_dump
 RUNNING = r"(?m)^ *{0} +(?!{0} )\d+ +(?!{0} )\d+ +(?!Z)\S+ +(.*\S)"
 
@@ -3334,13 +3357,13 @@ def run_command(
     run: Run,
     name: str,
     command: str,
-    environment: Words,
+    environment: StringDict,
     failed: type[Verdict] = BackupIsBad,
 ) -> float:
-    """The seconds that a command of the team's ran, with its programs."""
+    """Run a command of the team; return how many seconds it took."""
     folder = run.folder / "command"
     folder.mkdir()
-    # Under a guard of its own, as its `kill 0` must not end our programs.
+    # Under a guard of its own, as a `kill 0` in it must not end our programs.
     with step(f"run the {name}"), guarded(folder) as group:
         starting = replace(run, group=group).started(
             "/bin/sh",
@@ -3358,7 +3381,7 @@ def run_command(
                 shell.show(shell.output, shell.errors)
         running = programs_in(group, run)
         if running:
-            time.sleep(1)  # the tee of a `> >(tee log)` ends a little later
+            time.sleep(1)  # in bash, the tee of a `> >(tee log)` ends a little later
             running = programs_in(group, run)
     if running:
         names = ", ".join(running)
@@ -3366,20 +3389,20 @@ def run_command(
     return seconds
 
 
-def programs_in(group: int, run: Run) -> Lines:
-    """The programs in a process group, but for its guard's."""
-    words = ("ps", "-A", "-o", "pgid=,pid=,ppid=,stat=,comm=")
-    return re.findall(RUNNING.format(group), output_of(run.started(*words)))
+def programs_in(group: int, run: Run) -> list[str]:
+    """The programs in a process group, except those of its guard."""
+    arguments = ("ps", "-A", "-o", "pgid=,pid=,ppid=,stat=,comm=")
+    return re.findall(RUNNING.format(group), output_of(run.started(*arguments)))
 
 
 def verdict_on_command(shell: Program, failed: type[Verdict]) -> Verdict:
     """What a command that failed says of the backup."""
     status = shell.popen.returncode
     fact = f"{shell.name} exited with {status}"
-    if status < 0 or status in TOLD_BY_SHELL:
+    if status < 0 or status in TOLD_BY_SHELL:  # below 0: the shell itself was killed
         return NotJudged(
             fact,
-            "a program was ended by a signal, is not there, or must not be run",
+            "a program was ended by a signal, is missing, or must not be run",
             SEE_WORDS,
         )
     server_log = shell.run.folder / "data" / "log"  # of a private server
@@ -3392,17 +3415,13 @@ def command_environment(
     database: Database,
     project: Project,
     path: Path,
-) -> Words:
-    """The variables of a command: ours, but of this database alone."""
-    variables = {
-        name: environ[name]
-        for name in environ
-        if not re.match("PG|DATABASE_URL$", name)
-    }
+) -> StringDict:
+    """The environment of a command: ours, where only this database is named."""
+    variables = {name: environ[name] for name in environ if name[:2] != "PG"}
     variables.update(database.environment)
-    for word, value in {**database.words, "database": database.name}.items():
-        name = "PG" + word.upper().replace("_", "")
-        variables[VARIABLES.get(word, name)] = value
+    for parameter, value in {**database.parameters, "database": database.name}.items():
+        name = "PG" + parameter.upper().replace("_", "")
+        variables[IRREGULAR_VARIABLES.get(parameter, name)] = value
     variables["BACKUP_FILE"] = str(path)
     variables["DATABASE_URL"] = url_of(database)
     variables["MANAGE"] = str(manage_script(database, project))
@@ -3410,20 +3429,20 @@ def command_environment(
 
 
 def url_of(database: Database) -> str:
-    """The DATABASE_URL of a database, in a form that also takes a socket."""
-    words = dict(database.words)
-    user = quote(words.pop("user", ""), safe="")
+    """The DATABASE_URL of a database, in a form in which a socket can be the host."""
+    parameters = dict(database.parameters)
+    user = quote(parameters.pop("user", ""), safe="")
     password = quote(database.environment.get("PGPASSWORD", ""), safe="")
     name = quote(database.name, safe="")
-    query = urlencode(words, quote_via=quote)
+    query = urlencode(parameters, quote_via=quote)
     return f"postgresql://{user}:{password}@/{name}?{query}"
 
 
 def manage_script(database: Database, project: Project) -> Path:
     """A file that runs the project's management commands on the database."""
     path = database.run.folder / "manage"
-    words = (sys.executable, __file__, COMMAND, project.request(database))
-    path.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
+    arguments = (sys.executable, __file__, COMMAND, project.request(database))
+    path.write_text(f'#!/bin/sh\nexec {shlex.join(arguments)} "$@"\n')
     path.chmod(0o700)
     return path
 
@@ -3436,9 +3455,9 @@ def manage_script(database: Database, project: Project) -> Path:
 CLIENTS = ("pg_dump", "psql", "pg_restore")
 SERVER_PROGRAMS = (*CLIENTS, "postgres", "initdb", "pg_ctl")
 NEWEST = 0  # in place of a major version
-# The folders that have all clients, with what the first says of its version:
+# The folders that have all clients, each with what its pg_dump says of its version:
 # those of PATH, Debian, Red Hat, Alpine, Homebrew and Postgres.app. Debian's
-# wrapper, which runs the newest version whatever was asked for, is passed over.
+# wrapper is skipped, as it runs the newest version, whatever was asked for.
 FIND_PROGRAMS = r"""
 IFS=:
 for folder in $PATH /usr/lib/postgresql/*/bin /usr/pgsql-*/bin \
@@ -3456,15 +3475,15 @@ done
 """
 # /usr/lib/postgresql/15/bin:pg_dump (PostgreSQL) 15.20 (Debian 15.20-0+deb12u1)
 FOUND = re.compile(r"^(.+):\w+ \(PostgreSQL\) ((\d+)\S*)", re.MULTILINE)
-# `locale` has the clauses of CREATE DATABASE for one like the session's; last is
-# whether the session has our options.
+# What `Database` wants to know of the session's database and server. The second
+# answer shows whether SETTINGS have arrived, as a pooler may drop them.
 ABOUT = r"""
 SELECT json_build_object(
        'name', datname,
        'version', split_part(version(), ' ', 2),
        'major', current_setting('server_version_num')::integer / 10000,
        'encoding', getdatabaseencoding(),
-       'path', regexp_replace(coalesce(schemas, '""'), '([\\\s])', '\\\1', 'g'),
+       'search_path', regexp_replace(coalesce(schemas, '""'), '([\\\s])', '\\\1', 'g'),
        'has_settings', current_setting('TimeZone') !~ '^(Etc/)?(UTC|GMT)$'
                        OR EXISTS (
                           SELECT FROM pg_db_role_setting
@@ -3488,13 +3507,14 @@ SELECT json_build_object(
  WHERE datname = current_database();
 SELECT to_json(current_setting('client_connection_check_interval'));
 """
-# A server in the folder $1, by the programs in $2, within $3 seconds; no TCP, and
-# no disk to wait for, as all is thrown away.
+# A server in the folder $1, by the programs in $2, within $3 seconds. It listens to no
+# network, and waits for no disk, as all is thrown away. There is room for the locks of
+# a large load. Its shared memory is in its folder: containers have little elsewhere.
 START_SERVER = r"""
-letters=C.UTF-8
-case $(uname) in Darwin) letters=C ;; esac
+ctype=C.UTF-8
+case $(uname) in Darwin) ctype=C ;; esac
 "$2/initdb" -D "$1" -U postgres -A trust --no-sync --no-instructions \
-    -E UTF8 --locale=C --lc-ctype "$letters" &&
+    -E UTF8 --locale=C --lc-ctype "$ctype" &&
 "$2/pg_ctl" start -D "$1" -w -t "$3" -l "$1/log" -o "-p 5432 -h '' -k . \
     -c fsync=off -c synchronous_commit=off -c full_page_writes=off \
     -c autovacuum=off -c wal_level=minimal -c max_wal_senders=0 \
@@ -3516,8 +3536,8 @@ class Programs:
     major: int
 
 
-def found_programs(run: Run, major: int, names: Command) -> Programs:
-    """Programs of a major version, which may be NEWEST; else newer ones."""
+def found_programs(run: Run, major: int, names: tuple[str, ...]) -> Programs:
+    """Programs of a major version, which may be NEWEST; if missing, newer ones."""
     found = [
         Programs(run, Path(folder), version, int(number))
         for folder, version, number in FOUND.findall(run.installed)
@@ -3543,10 +3563,10 @@ def found_programs(run: Run, major: int, names: Command) -> Programs:
 
 def missing_programs(
     major: int,
-    names: Command,
+    names: tuple[str, ...],
     found: list[Programs],
 ) -> NotJudged:
-    """The error that programs are missing, and how to install them."""
+    """The error that programs are missing, with how to install them."""
     fact = "missing: " + ", ".join(names)
     package = "postgresql-client"
     if "initdb" in names:
@@ -3563,7 +3583,7 @@ def missing_programs(
 
 
 def configured_database(project: Project) -> Database | None:
-    """The database that the settings name, None where they name none."""
+    """The database that the settings name, None if they name none."""
     run = project.run
     options = run.options
     hint = "name another alias, --database, or rehearse without it: --throwaway"
@@ -3576,31 +3596,33 @@ def configured_database(project: Project) -> Database | None:
     if project.vendor != "postgresql":
         raise NotJudged(f"the database is not PostgreSQL but {project.vendor}", hint)
     programs = found_programs(run, NEWEST, CLIENTS)
-    database = introduced(named_database(project, programs))
+    database = with_server_details(named_database(project, programs))
     return replace(database, programs=found_programs(run, database.major, CLIENTS))
 
 
 def named_database(project: Project, programs: Programs) -> Database:
-    """The database that the settings name, of which nothing else is known."""
-    words = dict(project.words)
-    # The settings may leave words to variables.
+    """The database that the settings name, without what its server tells of it."""
+    parameters = dict(project.parameters)
+    # The settings may leave parameters to these variables.
     environment = {name: environ[name] for name in environ if name[:2] == "PG"}
-    if "password" in words:
-        environment["PGPASSWORD"] = words.pop("password")
-    name = words.pop("dbname", "")
-    for word in words:
-        if re.search(SECRET, word):
+    if "password" in parameters:
+        environment["PGPASSWORD"] = parameters.pop("password")
+    name = parameters.pop("dbname", "")
+    for parameter in parameters:
+        if re.search(SECRET, parameter):
             raise NotJudged(
-                f"{word} would be an argument of PostgreSQL's programs",
+                f"{parameter} would be an argument of PostgreSQL's programs",
                 "leave it out of OPTIONS for the drill",
             )
-    if "@" in name:  # it holds a piece of a password
+    if "@" in name:  # a part of a password that was not encoded
         raise NotJudged("the settings name a database with an @ in it", ENCODE)
-    return Database(project.run, name, words, environment, programs)
+    return Database(project.run, name, parameters, environment, programs)
 
 
-def introduced(database: Database, starting: Program | None = None) -> Database:
-    """A database with what its server tells of it, once that has started."""
+def with_server_details(
+    database: Database, starting: Program | None = None
+) -> Database:
+    """A database with what its server tells of it, once the server has started."""
     with step("ask the server"):
         if starting:
             starting.wait()
@@ -3619,12 +3641,14 @@ def starting_server(project: Project, major: int) -> Iterator[tuple[Database, Pr
     run = project.run
     programs = found_programs(run, major, SERVER_PROGRAMS)
     data = run.folder / "data"
-    # Its socket's path is a word of libpq's, of at most 107 bytes with its name.
-    if re.search('[,"$`\\\\]', str(data)) or len(os.fsencode(data)) > 92:
+    # libpq takes a comma for the end of a host, the shell of pg_ctl expands the
+    # others, and macOS allows 103 bytes for the path of a socket.
+    socket = os.fsencode(data / ".s.PGSQL.5432")
+    if re.search('[,"$`\\\\]', str(data)) or len(socket) > 103:
         raise NotJudged(f"no server can be in {data}", "set a short, plain TMPDIR")
     data.mkdir(mode=0o700)
     account: dict[str, Any] = {}
-    if os.geteuid() == 0:  # as whom PostgreSQL refuses to run
+    if os.geteuid() == 0:  # PostgreSQL refuses to run as root
         account = {"user": "postgres", "group": "postgres", "extra_groups": ()}
         run.folder.chmod(0o711)
         shutil.chown(data, "postgres", "postgres")
@@ -3637,7 +3661,7 @@ def starting_server(project: Project, major: int) -> Iterator[tuple[Database, Pr
             "user": "postgres",
             "options": project.options,
         },
-        {"PGPASSWORD": "unused"},  # for commands that want one
+        {"PGPASSWORD": "unused"},  # for commands that insist on one
         programs,
         private=True,
     )
@@ -3660,7 +3684,8 @@ def starting_server(project: Project, major: int) -> Iterator[tuple[Database, Pr
 # In: an error, or a step of the drill. Out: what to do, how long it took. Promised:
 # no verdict rests on a hint.
 
-# What to do about an error, by its code and function, or by its words.
+# What to do about an error: patterns for its code and function, or for its message.
+# Behind those of a load stands " of a load".
 HINTS = {
     ":get_role_oid": "use a server with the role, or --throwaway",
     ":get_tablespace": "use a server with the tablespace, or --throwaway",
@@ -3714,20 +3739,20 @@ HINTS = {
     "^(08|40|55006|55P03|57|58|XX)": "run again; the server's log may tell more",
     "server closed|terminating conn|is (starting up|shutting)": "run again",
 }
-CLEAR = "\33[K"  # the rest of a terminal's line
+CLEAR = "\33[K"  # erases the rest of a terminal's line
 
 
-def hint_for(words: str) -> str:
-    """What to do about an error, where that is known."""
+def hint_for(message: str) -> str:
+    """What to do about an error, "" if that is not known."""
     for pattern, hint in HINTS.items():
-        if re.search(pattern, words):
+        if re.search(pattern, message):
             return hint
     return ""
 
 
 @contextmanager
 def step(what: str) -> Iterator[None]:
-    """Report what the block does, since when, and how long it took."""
+    """Show what the block does, since when, and at the end how long it took."""
     began = monotonic()
     show_on_terminal(f"{what}, since {datetime.now():%H:%M:%S}")
     try:
@@ -3738,7 +3763,7 @@ def step(what: str) -> Iterator[None]:
 
 
 def show_on_terminal(text: str) -> None:
-    """Show a text on a terminal, in place of what stands in its line."""
+    """Show a text on a terminal, in place of what its last line says."""
     with suppress(OSError):  # it may be gone
         if sys.stderr.isatty():
             print(f"\r{text}{CLEAR}", end="", file=sys.stderr, flush=True)
@@ -3746,24 +3771,24 @@ def show_on_terminal(text: str) -> None:
 
 # --- The evidence ------------------------------------------------------------
 # In: facts, as they become known. Out: lines on the screen, tables in GitHub's
-# summary, JSON. Promised: it is published once, at the end, but for SIGKILL.
+# summary, JSON. Promised: it is published once, at the end, unless SIGKILL comes.
 
 # The facts, in the order of --report; --help shows this. What is not known is
 # null.
 FACTS = """
-  version              of this form: 2
+  version              of this list of facts: 2
   verdict              passed, failed, error or skipped: of the first act
                        that did not pass
   sentence             why that act did not pass
-  acts                 of each the verdict, or "not run"; seconds; sentence
+  acts                 for each the verdict, or "not run"; seconds; sentence
   started              when the run began, in UTC, as all times are
   finished             when it ended
   drill                the first digits of the SHA-256 of this program
   host                 the name of the machine
-  revision             of the project, of GitHub's as the three that follow
-  run                  the number of the run of the workflow
+  revision             the commit; from GitHub, as are the next three
+  run                  the number of the workflow's run
   trigger              what began it: push, schedule
-  actor                who did
+  actor                who began it
   source               a rehearsal, the configured database, the backup NAME
   database             the alias in settings.DATABASES
   backup_written       when an existing backup was written
@@ -3787,7 +3812,7 @@ FACTS = """
   large_objects        how many were compared
   roles_needed         owners and grantees, which a recovery must have
   pending_migrations   of the project, that the restored database lacks
-  not_compared         thing to reason; of what is never compared to ""
+  not_compared         thing to reason, "" for what is never compared
   accepted             difference to the --accept that it fits
   unused_accepts       each --accept that was not needed
   checks               each --check and --manage to its verdict
@@ -3801,17 +3826,17 @@ GITHUB = {
     "trigger": "GITHUB_EVENT_NAME",
     "actor": "GITHUB_ACTOR",
 }
-# Of each label the first line is shown whose facts are all known.
+# Of each label, the first line is shown whose facts are all known.
 LINES = (
     ("source", "{source}: {tables:,} tables, {rows:,} rows, {objects:,} objects"),
     ("source", "{source}"),
     ("backup", "{format}, {bytes:,} bytes, SHA-256 {sha256}"),
     ("backup", "{format}, {bytes:,} bytes"),
     ("written", "{backup_written}"),
-    ("max age", "{max_age_seconds:,g} s, met: {max_age_met}"),
+    ("max age", "{max_age_seconds:,.10g} s, met: {max_age_met}"),
     ("backed up", "in {seconds_to_back_up:.2f} s"),
     ("restored", "in {seconds_to_restore:.2f} s"),
-    ("max restore", "{max_restore_seconds:,g} s, met: {max_restore_met}"),
+    ("max restore", "{max_restore_seconds:,.10g} s, met: {max_restore_met}"),
     ("server", "PostgreSQL {server}, {server_is}"),
     ("programs", "pg_dump, psql, pg_restore {programs}"),
 )
@@ -3826,8 +3851,8 @@ NEVER_COMPARED = (
 )
 MOST_NAMES = 12  # on a line
 VERDICTS = {BackupIsBad: "failed", unittest.SkipTest: "skipped"}  # else: error
-# Errors whose words are the drill's own, and ends that others ask for:
-SHOWN_AS_THEY_ARE = (BackupIsBad, unittest.SkipTest, KeyboardInterrupt, SystemExit)
+# Errors in the drill's own words, and ends that somebody asked for:
+SHOWN_UNCHANGED = (BackupIsBad, unittest.SkipTest, KeyboardInterrupt, SystemExit)
 HEADLINES = {
     PASSED: "The backup restores.",
     "failed": "The backup is bad.",
@@ -3836,7 +3861,7 @@ HEADLINES = {
 }
 
 
-def facts_at_first(options: Options) -> Facts:
+def initial_evidence(options: Options) -> Evidence:
     """What is known of a run when it begins."""
     source = "a rehearsal"
     if options.live:
@@ -3844,8 +3869,8 @@ def facts_at_first(options: Options) -> Facts:
     elif options.backup:
         source = f"the backup {options.backup.name}"
     not_run = {"verdict": "not run", "seconds": None, "sentence": ""}
-    facts: Facts = dict.fromkeys(re.findall(r"(?m)^  (\w+)", FACTS))
-    facts.update(
+    evidence: Evidence = dict.fromkeys(re.findall(r"(?m)^  (\w+)", FACTS))
+    evidence.update(
         version=2,
         verdict=PASSED,
         acts=dict.fromkeys(ACTS, not_run),
@@ -3862,13 +3887,13 @@ def facts_at_first(options: Options) -> Facts:
         scratch_dropped=True,  # as far as is known
     )
     for fact, variable in GITHUB.items():
-        facts[fact] = environ.get(variable)
-    return facts
+        evidence[fact] = environ.get(variable)
+    return evidence
 
 
-def judge(facts: Facts, act: str, work: Callable[[], object]) -> None:
+def judge(evidence: Evidence, act: str, work: Callable[[], object]) -> None:
     """Do the work of an act; note the verdict, and why it did not pass."""
-    log.info("")  # unittest has begun a line
+    log.info("")  # ends the line that unittest has begun
     began = monotonic()
     verdict = PASSED
     sentence = ""
@@ -3880,95 +3905,95 @@ def judge(facts: Facts, act: str, work: Callable[[], object]) -> None:
         sentence = str(fault)
         raise fault.with_traceback(None) from None
     finally:
-        facts["acts"][act] = {
+        evidence["acts"][act] = {
             "verdict": verdict,
             "seconds": round(monotonic() - began, 3),
             "sentence": sentence,
         }
-        if facts["verdict"] == PASSED:
-            facts["verdict"] = verdict
-            facts["sentence"] = sentence
+        if evidence["verdict"] == PASSED:
+            evidence["verdict"] = verdict
+            evidence["sentence"] = sentence
 
 
-def require_limit(facts: Facts, name: str, fact: str, seconds: float) -> None:
+def require_limit(evidence: Evidence, name: str, fact: str, seconds: float) -> None:
     """Fail with the fact if a duration is above the limit of that name."""
-    limit = facts[f"{name}_seconds"]
+    limit = evidence[f"{name}_seconds"]
     if not limit:
         return
-    facts[f"{name}_met"] = seconds <= limit
+    evidence[f"{name}_met"] = seconds <= limit
     if seconds > limit:
         found = timedelta(seconds=round(seconds))
         allowed = timedelta(seconds=round(limit))
         raise BackupIsBad(fact, f"found {found}, expected {allowed} or less")
 
 
-def publish(facts: Facts, options: Options) -> None:
-    """Print the evidence; write the report; add to the job's summary."""
-    facts["finished"] = in_utc(time.time())
-    used = facts["accepted"].values()
-    facts["unused_accepts"] = [glob for glob in options.accept if glob not in used]
-    headline = HEADLINES[facts["verdict"]]
-    not_restored = facts["acts"]["restore"]["verdict"] == "not run"
-    if facts["verdict"] == PASSED and not_restored:
+def publish(evidence: Evidence, options: Options) -> None:
+    """Print the evidence, write the report, add to the job's summary."""
+    evidence["finished"] = in_utc(time.time())
+    used = evidence["accepted"].values()
+    evidence["unused_accepts"] = [glob for glob in options.accept if glob not in used]
+    headline = HEADLINES[evidence["verdict"]]
+    not_restored = evidence["acts"]["restore"]["verdict"] == "not run"
+    if evidence["verdict"] == PASSED and not_restored:
         headline = "The backup was not restored yet."
-    lines = lines_of(facts)
+    lines = lines_of(evidence)
     screen = [f"    {label:<13} {text}" for label, text in lines]
     try:
         print("", headline, *screen, sep="\n", file=sys.stderr)
     finally:  # the terminal may be closed
         if options.report:
-            text = json.dumps(facts, indent=2)
+            text = json.dumps(evidence, indent=2)
             write_evidence(options.report, "wb", f"{text}\n")
         if "GITHUB_STEP_SUMMARY" in environ:
             summary = Path(environ["GITHUB_STEP_SUMMARY"])
-            write_evidence(summary, "ab", markdown_of(facts, headline, lines))
-    if facts["sentence"] and environ.get("GITHUB_ACTIONS") == "true":
+            write_evidence(summary, "ab", markdown_of(evidence, headline, lines))
+    if evidence["sentence"] and environ.get("GITHUB_ACTIONS") == "true":
         level = "error"
-        if facts["verdict"] == "skipped":
+        if evidence["verdict"] == "skipped":
             level = "warning"
-        first, _, _ = encoded(facts["sentence"]).partition(b"\n")
+        first, _, _ = encoded(evidence["sentence"]).partition(b"\n")
         text = first.decode(errors="backslashreplace").replace("%", "%25")
         print(f"::{level} title=Backup drill::{text}", flush=True)
 
 
-def markdown_of(facts: Facts, headline: str, lines: list[Line]) -> str:
-    """The evidence for GitHub's summary: tables of the acts, the facts."""
+def markdown_of(evidence: Evidence, headline: str, lines: list[Fact]) -> str:
+    """The evidence for GitHub's summary: a table of the acts, one of the facts."""
     why = ""
-    if facts["sentence"]:
-        why = f"```\n{facts['sentence']}\n```\n\n"
+    if evidence["sentence"]:
+        why = f"```\n{evidence['sentence']}\n```\n\n"
     acts = [
         (name, act["verdict"], str(act["seconds"] or ""))
-        for name, act in facts["acts"].items()
+        for name, act in evidence["acts"].items()
     ]
     tables = table_of(("act", "verdict", "seconds"), acts)
     tables += table_of(("fact", "found"), lines)
     return f"### Backup drill\n\n**{headline}**\n\n{why}{tables}"
 
 
-def lines_of(facts: Facts) -> list[Line]:
-    """The facts in words: a label, which may be empty, and a text."""
+def lines_of(evidence: Evidence) -> list[Fact]:
+    """The facts as lines: a label, which may be empty, and a text."""
     lines = []
-    if facts["verdict"] != PASSED:
-        acts = facts["acts"].items()
+    if evidence["verdict"] != PASSED:
+        acts = evidence["acts"].items()
         verdicts = [f"{name} {act['verdict']}" for name, act in acts]
         lines.append(("acts", ", ".join(verdicts)))
-    known_facts = {name: fact for name, fact in facts.items() if fact is not None}
+    known_facts = {name: fact for name, fact in evidence.items() if fact is not None}
     for label, template in LINES:
         if label not in dict(lines):
-            with suppress(KeyError):
+            with suppress(KeyError):  # of a fact that is not known
                 lines.append((label, template.format(**known_facts)))
     for fact in ("not_compared", "accepted", "checks"):
         label = fact.replace("_", " ")
-        for text in in_words(facts[fact]):
+        for text in in_words(evidence[fact]):
             lines.append((label, text))
             label = ""
-    for glob in facts["unused_accepts"]:
-        lines.append(("accepted", f"nothing more, by {glob}"))
+    for glob in evidence["unused_accepts"]:
+        lines.append(("accepted", f"{glob} (fits nothing)"))
     return lines
 
 
-def in_words(reasons: Words) -> Lines:
-    """Things and their reasons, a line for each reason."""
+def in_words(reasons: StringDict) -> list[str]:
+    """Things with their reason, one line for each reason."""
     things = defaultdict(list)
     for thing, reason in reasons.items():
         things[reason].append(thing)
@@ -3983,7 +4008,7 @@ def in_words(reasons: Words) -> Lines:
     return texts
 
 
-def table_of(head: Command, rows: Iterable[Command]) -> str:
+def table_of(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     """A table in Markdown."""
     text = ""
     for row in [head, ("---",) * len(head), *rows]:
@@ -3992,8 +4017,8 @@ def table_of(head: Command, rows: Iterable[Command]) -> str:
     return f"{text}\n"
 
 
-def rows_of_tables(facts: set[Line], kind: str = "table ") -> dict[str, int]:
-    """How many rows each table has, by its name."""
+def rows_of_tables(facts: set[Fact], kind: str = "table ") -> dict[str, int]:
+    """The number of rows of each table, by its name."""
     return {
         thing.removeprefix(kind): int(text.removesuffix(" rows"))
         for thing, text in sorted(facts)
@@ -4001,7 +4026,7 @@ def rows_of_tables(facts: set[Line], kind: str = "table ") -> dict[str, int]:
     }
 
 
-def counts_of(contents: Contents) -> Facts:
+def counts_of(contents: Contents) -> Evidence:
     """How much a database holds, of what."""
     facts = without(contents.facts, contents.moved)
     rows = rows_of_tables(facts)
@@ -4011,7 +4036,7 @@ def counts_of(contents: Contents) -> Facts:
     return {
         "tables": len(rows),
         "rows": sum(rows.values()),
-        "objects": texts.count(""),  # their names, see `definitions`
+        "objects": texts.count(""),  # see Contents.definitions
         "rows_of_tables": rows,
         "sequences": sum(thing.startswith("sequence ") for thing in things),
         "large_objects": sum(large_objects.values()),
@@ -4019,18 +4044,18 @@ def counts_of(contents: Contents) -> Facts:
 
 
 def version_of_drill() -> str:
-    """Which copy of this file runs: the beginning of its SHA-256."""
+    """What tells which copy of this file runs: the beginning of its SHA-256."""
     return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
 
 
 def shown_fault(error: BaseException) -> BaseException:
-    """The error in the words that the user gets to see."""
+    """The error in words that may be shown to the user."""
     if isinstance(error, OSError):  # a full disk, a folder without rights
         fact = error.strerror or str(error)
         return NotJudged(f"{fact}: {error.filename}", hint_for(str(error)))
     if isinstance(error, NotJudged):
         return NotJudged(*error.args)
-    if isinstance(error, SHOWN_AS_THEY_ARE):
+    if isinstance(error, SHOWN_UNCHANGED):
         return error
     fault = described(error, OF_CODE)
     return NotJudged("a fault of the drill's own", fault)
@@ -4046,7 +4071,7 @@ def write_evidence(path: Path, mode: str, text: str) -> None:
 
 
 def opened_at_once(path: str, flags: int) -> int:
-    """A file descriptor, for which a pipe without a reader is not waited for."""
+    """A file descriptor; opening it does not wait for the reader of a pipe."""
     file = os.open(path, flags | os.O_NONBLOCK, 0o666)
     os.set_blocking(file, True)
     return file
@@ -4075,7 +4100,7 @@ examples:
 
 A DURATION is 900, 15m, 26h or 2d. A command gets BACKUP_FILE, PG*,
 DATABASE_URL, and MANAGE, which runs management commands on its database.
-Options can also stand in BACKUP_DRILL_OPTIONS, for unittest and pytest too.
+Options can also be given in BACKUP_DRILL_OPTIONS, for unittest and pytest, too.
 Arguments that are not listed go to unittest: -k restore runs one test.
 Exit status: 0 when all that ran passed or was skipped, 1 otherwise.
 """
@@ -4092,8 +4117,8 @@ def duration(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text!r} is no duration such as 900, 15m or 26h")
 
 
-def filled(text: str) -> str:
-    """A text that is not empty, as "$FILE" is where the variable is not set."""
+def not_blank(text: str) -> str:
+    """A text that is not empty, as "$FILE" is if the variable is not set."""
     if not text.strip():
         raise argparse.ArgumentTypeError("it is empty: is a variable not set?")
     return text
@@ -4102,7 +4127,7 @@ def filled(text: str) -> str:
 def file_path(text: str) -> Path:
     """The path of a file, made absolute."""
     try:
-        return Path(filled(text)).absolute()
+        return Path(not_blank(text)).absolute()
     except FileNotFoundError:  # of the working directory
         raise argparse.ArgumentTypeError(
             "this folder is gone: name the file by its full path"
@@ -4115,45 +4140,45 @@ def django_command(text: str) -> str:
         shlex.split(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-    return filled(text)
+    return not_blank(text)
 
 
 FLAG = {"action": "store_true"}
-SHELL = {"metavar": "COMMAND", "type": filled}
+SHELL = {"metavar": "COMMAND", "type": not_blank}
 FILE = {"metavar": "FILE", "type": file_path}
 LIMIT = {"metavar": "DURATION", "type": duration}
-SEVERAL = {"action": "append", "default": [], "type": filled}
+SEVERAL = {"action": "append", "default": [], "type": not_blank}
 OPTIONS = {
     "what": {
-        "--live": (FLAG, "back the configured database up"),
-        "--backup": (FILE, "judge a backup that exists"),
-        "--decrypt": (SHELL, "from FILE on stdin to stdout"),
+        "--live": (FLAG, "back up the configured database"),
+        "--backup": (FILE, "judge an existing backup"),
+        "--decrypt": (SHELL, "decrypts FILE, from stdin to stdout"),
         "--backup-command": (SHELL, "writes $BACKUP_FILE"),
         "--restore-command": (SHELL, "loads $BACKUP_FILE"),
         "--format": (
             {"choices": ("plain", "custom", "directory"), "default": "plain"},
-            "of the backup that is made: plain",
+            "of the backup that is made (default: plain)",
         ),
         "--jobs": (
             {"metavar": "N", "type": int, "default": 1},
-            "parallel workers, where the format allows them: 1",
+            "parallel workers, where the format allows them (default: 1)",
         ),
     },
     "where": {
         "--database": (
             {"metavar": "ALIAS", "default": "default"},
-            "in settings.DATABASES: default",
+            "in settings.DATABASES (default: default)",
         ),
         "--throwaway": (
             {"action": argparse.BooleanOptionalAction},
             "work on a private server; --live and --backup do so anyway",
         ),
-        "--strict": (FLAG, "what is missing is an error: no skip, no substitute"),
+        "--strict": (FLAG, "anything missing is an error: no skip, no substitute"),
     },
     "limits and checks": {
         "--timeout": (
             {**LIMIT, "default": 30.0},
-            "of each operation: 30 s; ten times that to migrate",
+            "for each operation (default: 30 s); ten times that to migrate",
         ),
         "--max-age": (LIMIT, "of the --backup"),
         "--max-restore": (LIMIT, "of the load"),
@@ -4174,7 +4199,7 @@ OPTIONS = {
 }
 
 
-def parsed(argv: Lines) -> tuple[Options, Lines]:
+def parsed(argv: list[str]) -> tuple[Options, list[str]]:
     """The options, and the arguments for unittest. Raises SystemExit."""
     parser = argparse.ArgumentParser(
         description="Prove that this Django project's backup restores.",
@@ -4217,8 +4242,8 @@ def given_options() -> Options:
     return options
 
 
-def contradiction(options: Options, others: Lines) -> str:
-    """What cannot be meant, though each argument can."""
+def contradiction(options: Options, others: list[str]) -> str:
+    """What is wrong with the options together, "" if nothing is."""
     for is_so, problem in [
         (
             # unittest takes abbreviations
@@ -4260,22 +4285,22 @@ def reports_into(options: Options) -> bool:
 
 
 def open_missing_streams() -> None:
-    """Open what the process was started without, before anything else is."""
+    """Open stdin, stdout and stderr if the process was started without them."""
     while os.open(os.devnull, os.O_RDWR) < 3:
-        continue  # until all three are open; one more is, which is not used
+        continue  # until all three are open, and one more, which is not used
     sys.stdout = sys.stdout or io.StringIO()
     sys.stderr = sys.stderr or io.StringIO()
     atexit.register(close_streams)  # what is registered first is called last
 
 
 def close_streams() -> None:
-    """Close them: Python would change the exit status if a terminal is gone."""
+    """Close them; at its end, Python would fail to, if a terminal is gone."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):
             stream.close()
 
 
-def main(argv: Lines) -> int:
+def main(argv: list[str]) -> int:
     """Run the drill; 0 when all that ran passed or was skipped, else 1."""
     if argv[1:] and argv[1] in (DESCRIBE, COMMAND):
         answer(*argv[1:])
@@ -4295,7 +4320,7 @@ def main(argv: Lines) -> int:
             argv=[argv[0], "-f", *others],
             exit=False,
             verbosity=1 + options.verbose,
-            warnings="ignore",  # they are about other people's code
+            warnings="ignore",  # they are about the code of others
         ).result
     except SystemExit as stop:  # of either parser
         return int(bool(stop.code))
@@ -4303,7 +4328,7 @@ def main(argv: Lines) -> int:
         print(f"\ninterrupted ({ended})", file=sys.stderr)
         return 1
     finally:
-        # After Ctrl-C: at exit, the first versions of Python 3.12 begin no thread.
+        # Not only at exit, where the first versions of Python 3.12 start no thread.
         BackupRestoreTests.doClassCleanups()
     if not (result.testsRun or result.skipped or result.errors):
         print("no test was run", file=sys.stderr)

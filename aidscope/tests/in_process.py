@@ -149,9 +149,9 @@ def drilled(
 
 
 @contextmanager
-def joined_run(options: drill.Options, facts: drill.Facts) -> Iterator[drill.Run]:
+def joined_run(options: drill.Options, evidence: drill.Evidence) -> Iterator[drill.Run]:
     """A run in the folder and under the guard that others share; no file is left."""
-    run = replace(server_of_runs().run, options=options, facts=facts)
+    run = replace(server_of_runs().run, options=options, evidence=evidence)
     try:
         yield run
     finally:
@@ -193,12 +193,15 @@ def joined_server(
     """The private server that others share, with its start; new after the block."""
     server, program = lasting_private_server()
     run = project.run
-    words = {**server.words, "options": project.options}
+    parameters = {**server.parameters, "options": project.options}
     programs = drill.found_programs(run, major, drill.SERVER_PROGRAMS)
     try:
-        yield replace(server, run=run, words=words, programs=programs), program
+        yield (
+            replace(server, run=run, parameters=parameters, programs=programs),
+            program,
+        )
     finally:
-        there = Server(Path(server.words["host"]))
+        there = Server(Path(server.parameters["host"]))
         try:
             with closing(there.session("postgres")) as session:
                 for (drop,) in rows_of(session, ADDED):
@@ -325,7 +328,7 @@ def differences_after(
         if with_definitions:
             definitions = definitions_of(copy)
     found = drill.contents_from(facts, definitions)
-    return list(map(str, drill.contents_apart(made().expected, found)))
+    return list(map(str, drill.differences_between(made().expected, found)))
 
 
 def said_by_validation(backup: drill.Backup) -> str:
@@ -370,4 +373,4 @@ def said_by_restore(
         if with_definitions:
             definitions = definitions_of(restored)
         found = drill.contents_from(facts_of(restored), definitions)
-    return "\n".join(map(str, drill.contents_apart(made().expected, found)))
+    return "\n".join(map(str, drill.differences_between(made().expected, found)))

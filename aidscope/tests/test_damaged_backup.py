@@ -199,7 +199,7 @@ class PlainFileTests(DamagedFileCase, table=PLAIN_FILES):
             path = copied("plain", here.backup)
             path.write_bytes(path.read_bytes() + b"rubbish")
             over = drilled(here, "--backup", str(path), "--no-throwaway")
-        self.assert_verdict(over, "error", "behind the end", "42601")
+        self.assert_verdict(over, "error", "after the end", "42601")
 
     def test_no_damage(self) -> None:
         """A file without its last end of line is whole, and so is joined gzip."""

@@ -398,7 +398,7 @@ class File(Row):
 
 
 NO_BACKUPS = (
-    File("prose", b"Krokodil, my diary\n", "error", "no backup of pg_dump's"),
+    File("prose", b"Krokodil, my diary\n", "error", "not a backup by pg_dump"),
     File("SQLite", b"SQLite format 3\0Krokodil", "error", "SQLite format"),
     File("HTML", b"<!DOCTYPE html>Krokodil", "error", "<!DOCTYPE html"),
     File("SQL by hand", b"-- by hand\nSELECT 1;\n", "error", "-- by hand"),
@@ -458,7 +458,7 @@ class FileCase(Case):
 
 
 class NoBackupTests(FileCase, table=NO_BACKUPS):
-    """A file that is no backup of pg_dump's could not be judged."""
+    """A file that pg_dump did not write could not be judged."""
 
     def test_whole_runs(self) -> None:
         """So runs end before a restore."""
@@ -470,7 +470,7 @@ class NoBackupTests(FileCase, table=NO_BACKUPS):
             self.assert_facts(over, seconds_to_restore=None)
 
     def test_pipe(self) -> None:
-        """A pipe, which can be read but once, is no file."""
+        """A pipe, which can be read but once, is not a file."""
         with place() as here:
             os.mkfifo(here.backup)
             words = ("--backup", str(here.backup), "--no-throwaway")
@@ -498,7 +498,7 @@ class NoBackupTests(FileCase, table=NO_BACKUPS):
         """It would be another file in each program."""
         with place() as here, copied("plain", here.backup).open() as file:
             over = drilled(here, "--backup", f"/dev/fd/{file.fileno()}")
-        self.assert_verdict(over, "error", "is no file", act="creation")
+        self.assert_verdict(over, "error", "is not a file", act="creation")
 
     def test_another_file_meanwhile(self) -> None:
         """A backup that is replaced while it is judged could not be judged."""
@@ -585,7 +585,7 @@ MISSING = (
         .replace("\\.\n", "")
         + KEPT.replace("kept", "other"),
         "failed",
-        "what is no SQL",
+        "a syntax error",
     ),
     Content(
         "nothing, as data are there twice",

@@ -434,8 +434,8 @@ class PrivateTests(Case, table=LACKING):
         before = contents_with({"extension jobs": "jobs 1.0", **index})
         alike = contents_with({"extension jobs": "jobs 1.0"})
         other = contents_with({"extension jobs": "jobs 1.1"})
-        self.assertEqual(drill.other_extensions(before, alike), frozenset())
-        self.assertIn("index jobs.extra", drill.other_extensions(before, other))
+        self.assertEqual(drill.things_of_other_versions(before, alike), frozenset())
+        self.assertIn("index jobs.extra", drill.things_of_other_versions(before, other))
 
     def test_locale_of_another_encoding(self) -> None:
         """Where a locale is missing, the encoding is as it was."""

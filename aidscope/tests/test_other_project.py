@@ -671,7 +671,7 @@ FAULTS = (
         (
             "JSONDecodeError (in ",
             "that_cannot_read_a_value.py, line 2)",
-            "percent-encode what is special in the password",
+            "percent-encode special characters of the password",
         ),
     ),
     Fault(

@@ -427,7 +427,7 @@ class AcceptTests(Case):
             words = (*LIVE, "--backup-command", command)
             accepted = ("--accept", "table public.lost: *", "--accept", "none")
             over = commanded(here, *words, *accepted)
-        self.assert_verdict(over, "passed", "nothing more, by none")
+        self.assert_verdict(over, "passed", "none (fits nothing)")
         self.assert_facts(over, unused_accepts=["none"])
         differences = over.report["accepted"]
         self.assertEqual({*differences.values()}, {"table public.lost: *"})

@@ -610,7 +610,7 @@ class UnreadableURLTests(Case, table=UNREADABLE):
 
     def test_whole_runs(self) -> None:
         """The sentence says what to do, also where a URL is read as another one."""
-        encode = "percent-encode what is special in the password"
+        encode = "percent-encode special characters of the password"
         for password, says in (
             (UNREADABLE[0].password, encode),
             (f"123/{SECRET}", encode),  # as a port and a name

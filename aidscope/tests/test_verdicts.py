@@ -157,7 +157,7 @@ class Bad(Row):
 
 ALWAYS = (
     Bad(
-        "a value that its type does not take",
+        "a value that its type does not allow",
         replaced(b"\t10\tnew", b"\tKrokodil\tnew"),
         "22P02",
         "table data shop.article",
@@ -331,7 +331,7 @@ class BadCase(Case):
 class AlwaysBadTests(BadCase, table=ALWAYS):
     """What is bad wherever it is restored, and whatever version wrote it."""
 
-    patterns = drill.ALWAYS
+    patterns = drill.BLAMED_ALWAYS
     blamed = (OTHER_MAJOR, OTHER_LOCALE)
 
     def test_whole_runs(self) -> None:
@@ -359,7 +359,7 @@ class AlwaysBadTests(BadCase, table=ALWAYS):
 class BadOnSameMajorTests(BadCase, table=ON_SAME_MAJOR):
     """What is bad on the version that wrote it; another one may lack something."""
 
-    patterns = drill.ON_SAME_MAJOR
+    patterns = drill.BLAMED_ON_SAME_MAJOR
     blamed = (OTHER_LOCALE,)
     excused = (OTHER_MAJOR,)
     hint = "use the versions of PostgreSQL and of its extensions"
@@ -372,7 +372,7 @@ class BadOnSameMajorTests(BadCase, table=ON_SAME_MAJOR):
 class BadInSameLocaleTests(BadCase, table=IN_SAME_LOCALE):
     """What is bad in the locale of its source; texts have another order elsewhere."""
 
-    patterns = drill.IN_SAME_LOCALE
+    patterns = drill.BLAMED_IN_SAME_LOCALE
     blamed = (OTHER_MAJOR,)
     excused = (OTHER_LOCALE,)
     hint = "texts may have another order here"
@@ -415,7 +415,7 @@ class OrderTests(Case, table=ORDERS):
         nothing = drill.Run(None, Path(), 0, {}), "", {}, {}, None
         there = drill.Database(*nothing, locale=row.locale)
         here = replace(there, private=True)
-        backup = drill.Backup(Path(), drill.UNREAD, "", 0, announced=there)
+        backup = drill.Backup(Path(), drill.UNREAD, "", 0, first_reading=there)
         self.assertIs(drill.has_same_order(here, backup), row.is_known)
         backup = replace(backup, source=there)
         self.assertIs(drill.has_same_order(here, backup), row.is_known)
@@ -654,7 +654,7 @@ WORDS = (
         "a value as an INSERT's column",
         added('INSERT INTO shop.sale VALUES (1, "Krokodil");', "TABLE DATA"),
         "failed",
-        "42703 by errorMissingColumn: its words may quote a value",
+        "42703 by errorMissingColumn: its message may quote a value",
     ),
     Told(
         "a value that a view casts",
@@ -666,13 +666,13 @@ WORDS = (
         "a value in an error that is raised with a code of its own",
         added(RAISE.format(level="EXCEPTION", code="23505")),
         "failed",
-        "23505 by exec_stmt_raise: a key that is there twice",
+        "23505 by exec_stmt_raise: a duplicate key",
     ),
     Told(
         "a value in an error that is raised with a code of the place's",
         added(RAISE.format(level="EXCEPTION", code="53100")),
         "error",
-        "53100 by exec_stmt_raise: its words may quote a value",
+        "53100 by exec_stmt_raise: its message may quote a value",
     ),
     Told(
         "a value in a warning",
@@ -966,8 +966,8 @@ class LoaderBehaviourTests(BehaviourCase, table=LOADERS):
 
 # --- The drill's own checks -----------------------------------------------------------
 
-compare = drill.differences
-Lines = set[drill.Line]
+compare = drill.differences_of_facts
+Lines = set[drill.Fact]
 
 
 def comparison_without(pattern: str) -> Callable[[Lines, Lines], list[Any]]:
@@ -1027,7 +1027,7 @@ CONTROLS = (
     Control(
         "the comparison of values",
         drill,
-        "differences",
+        "differences_of_facts",
         comparison_without(OF_ROWS),
         "restore",
         "saw no change of a value",
@@ -1043,7 +1043,7 @@ CONTROLS = (
     Control(
         "the comparison of one table",
         drill,
-        "differences",
+        "differences_of_facts",
         lambda *sides: compare(*(drill.without(side, {NODE}) for side in sides)),
         "restore",
         "saw no change of a value of table backup_drill.node",
@@ -1051,7 +1051,7 @@ CONTROLS = (
     Control(
         "the comparison of definitions",
         drill,
-        "differences",
+        "differences_of_facts",
         comparison_without(r"^(?!.* rows$|in order$|rows with hash )"),
         "restore",
         "saw no change of a definition",
@@ -1059,7 +1059,7 @@ CONTROLS = (
     Control(
         "the comparison of names",
         drill,
-        "differences",
+        "differences_of_facts",
         comparison_without("^in order$"),
         "restore",
         "saw no change of a name",
@@ -1067,7 +1067,7 @@ CONTROLS = (
     Control(
         "all comparison",
         drill,
-        "differences",
+        "differences_of_facts",
         lambda *_: [],
         "restore",
         "the drill's own comparison",

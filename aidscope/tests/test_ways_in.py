@@ -385,7 +385,7 @@ class OutputTests(Case):
             Path(path).write_text("x")
             how = {"GITHUB_ACTIONS": "true", "PYTHONIOENCODING": "utf-8:strict"}
             over = here.run("--backup", path, **how)
-        self.assert_said(over, "is no backup of pg_dump's", "::error title=")
+        self.assert_said(over, "is not a backup by pg_dump", "::error title=")
 
     def assert_summary(self, summary: str, headline: str, why: str = "") -> None:
         """The summary is the evidence as tables, and why the backup did not pass."""
@@ -501,7 +501,7 @@ class RefusedArgumentsTests(Case, table=REFUSED):
 
     def test_map(self) -> None:
         """Every name to which a reader is sent is there."""
-        *_, places = drill.__doc__.partition("may begin here:")
+        *_, places = drill.__doc__.partition("begin here:")
         names = re.findall(r"\b[A-Z_]{4,}\b|\b[A-Za-z]+\.\w+|\b\w+_\w+\b", places)
         self.assertGreater(len(names), 20)
         for name in names:
