@@ -323,7 +323,7 @@ class Drill:
         if server.private:
             provide_globals(server, reading, self.project)
         if self.options.live:
-            server = with_path_of(backup.source, server)
+            server = with_settings_of(backup.source, server)
         restored = database_for(backup, server)
         if self.options.restore_command:  # before all else, as it may drop roles
             seconds = load_by_command(backup, restored, self.project)
@@ -339,7 +339,7 @@ class Drill:
         if not backup.source:
             return restored, None
         reference_load.wait()
-        return restored, self.enter(reference.started(*DEFINITIONS))
+        return restored, self.enter(reading_definitions(reference))
 
     def compare(self, restored: "Database", definitions: "Program | None") -> None:
         """Compare what came back with what was expected."""
@@ -721,6 +721,10 @@ MEANINGS = {
     "23503": "a reference to a row that is missing",
     "23505": "a duplicate key",
     "23514": "a row that a CHECK forbids",
+    "42703": "a column that is missing",
+    "42704": "an object that is missing",
+    "42883": "a function that is missing",
+    "42P01": "a table that is missing",
 }
 # Errors whose message may quote a value, such as one that is cast to regclass.
 # Not so those of these functions, which look at the text of a statement alone.
@@ -761,9 +765,9 @@ class Report:
 
     def sentence(self, of_rows: bool = False, reads_rows: bool = False) -> str:
         """The error; in our words where PostgreSQL's message may quote a value."""
-        patterns = "22|P0|.*:exec_stmt_raise"
+        patterns = "22(?!023)|P0|.*:exec_stmt_raise"  # 22023 is about a parameter
         if reads_rows:
-            patterns += f"|{MAY_QUOTE_VALUE}"
+            patterns += f"|22|{MAY_QUOTE_VALUE}"
         if of_rows or re.match(patterns, self.cause):
             meaning = MEANINGS.get(self.code, "its message may quote a value")
             return f"{self.code} by {self.function}: {meaning}"
@@ -892,7 +896,7 @@ SELECT to_json(:'is_missing'::boolean);
 
 @dataclass(frozen=True)
 class Database:
-    """One database: where PostgreSQL listens, as whom we connect, by what."""
+    """One database: how we connect to it, what it is like, and the programs for it."""
 
     run: Run
     name: str
@@ -905,6 +909,7 @@ class Database:
     locale: str = ""  # as clauses of CREATE DATABASE
     has_settings: bool = False  # of its own or of its role; or another time zone
     search_path: str = ""  # of our sessions, as an option of a session
+    time_zone: str = ""  # of our sessions
     private: bool = False  # on a server that this run has started
 
     def options(self) -> str:
@@ -933,7 +938,7 @@ class Database:
         variables["PGCLIENTENCODING"] = "UTF8"
         if self.encoding == "SQL_ASCII":  # then bytes are not converted
             variables["PGCLIENTENCODING"] = "SQL_ASCII"
-        connection = [f"{name}={libpq_value(parameters[name])}" for name in parameters]
+        connection = [f"{name}={backslashed(parameters[name])}" for name in parameters]
         return self.run.started(
             self.programs.folder / program,
             "--no-password",
@@ -946,8 +951,11 @@ class Database:
 
     def psql(self, script: str, **values: str) -> Context:
         """psql, which runs the script; a value `name` is :'name' in it."""
-        arguments = [f"--set={name}={value}" for name, value in values.items()]
-        return self.started("psql", *PSQL, *arguments, "-f", "-", text=script)
+        commands = ""
+        for name, value in values.items():
+            text = backslashed(value).replace("\n", "\\n")
+            commands += f"\\set {name} {text}\n"
+        return self.started("psql", *PSQL, "-f", "-", text=commands + script)
 
     def ask(self, script: str, **values: str) -> list[Any]:
         """The values that the script selects, each as JSON on a line of its own."""
@@ -971,8 +979,8 @@ def values_in(text: str) -> list[Any]:
     return [json.loads(line) for line in text.split("\n") if line]
 
 
-def libpq_value(value: str) -> str:
-    """A value in a connection string."""
+def backslashed(value: str) -> str:
+    """A value as libpq's connection strings and psql's commands quote it."""
     escaped = re.sub(r"([\\'])", r"\\\1", value)
     return f"'{escaped}'"
 
@@ -996,7 +1004,8 @@ def drop_databases(server: Database, purpose: str = "") -> None:
     try:
         fates = server.ask(DROP, scratch_name=SCRATCH_NAME, prefix=prefix)
     except NotJudged as error:
-        fates = [(prefix, f"scratch databases may be left behind ({error})")]
+        fate = f"scratch databases may be left, for the next run to drop ({error})"
+        fates = [(server.run.folder.name, fate)]
     for name, fate in fates:
         log.warning("%s: %s", fate, name)
         if fate != FROM_OTHERS:
@@ -1085,8 +1094,7 @@ PASSWORD = r"(?im)^.*(passw(or)?d.*[='\"]|://\S*:\S*@).*"
 # guessed from its hash, and a password from that of a definition.
 SALT = os.urandom(16).hex()
 # Text depends on these settings.
-PINNED = rf"""
-\set salt {SALT}
+PINNED = """
 SET timezone TO 'UTC'; SET datestyle TO 'ISO, YMD';
 SET intervalstyle TO 'postgres'; SET bytea_output TO 'hex';
 SET extra_float_digits TO 3; SET lc_monetary TO 'C'; SET xmloption TO 'content';
@@ -1154,26 +1162,24 @@ SELECT json_build_array('file', 'sequence ' || name, relfilenode)
 # differently. It is hashed once more before it is summed; else two rows could
 # exchange values unseen. ROW() turns any type into text, at thrice the cost; the
 # types named here are compared as exactly without it. A bigint is given as the
-# seed, which has 64 bits, as hashint8extended would fold it into 32. The rows of a
-# tree of partitions are summed: the leaf of a row may change at a restore.
-# `origin` is a template that says where the rows are, such as WHOLE_TABLE; `size`
-# is for SMALLEST, below. Of each leaf this is asked, with pg_catalog before the
-# names of functions and operators:
-# SELECT count(*) AS n, sum(hashint4extended(0,
+# seed, which has 64 bits, as hashint8extended would fold it into 32. The rows
+# of partitions count for the table at the top, as their leaf may change at a restore.
+# `origin` is a template that says where the rows are, such as WHOLE_TABLE. For each
+# table and leaf this is asked, with pg_catalog before the names of functions and
+# operators:
+# SELECT json_build_array('rows', 'table public.film', count(*), coalesce(sum(
+#        hashint4extended(0,
 #        coalesce(hashint4extended(17, t.id), 0)
-#        # coalesce(hashtextextended(t.title::text COLLATE "C", 42), 0)))
-#        AS total FROM ONLY public.film AS t
+#        # coalesce(hashtextextended(t.title::text COLLATE "C", 42), 0))), 0))
+#   FROM ONLY public.film AS t
 ROWS = r"""
-SELECT CASE WHEN bool_or(is_planned) THEN 'SET search_path TO DEFAULT' END,
-       format('SELECT pg_catalog.json_build_array(''line'', %L, pg_catalog.unnest('
-              'ARRAY[pg_catalog.concat(pg_catalog.sum(n), '' rows''), '
-              'pg_catalog.concat(''rows with hash '', pg_catalog.left(pg_catalog.md5('
-              'pg_catalog.concat(pg_catalog.sum(total), %L)), 16))])) '
-              'FROM (%s) AS leaf',
-              'table ' || top, :'salt', string_agg(query, ' UNION ALL ')),
-       CASE WHEN bool_or(is_planned) THEN 'SET search_path TO ''''' END
-  FROM (SELECT coalesce(root.name, r.name) AS top,
-               pg_relation_size(r.oid) AS size,
+SELECT CASE WHEN is_planned THEN 'SET search_path TO DEFAULT' END,
+       format('SELECT pg_catalog.json_build_array(''rows'', %4$L, pg_catalog.count(*), '
+              'coalesce(pg_catalog.sum(pg_catalog.hashint4extended(0, %1$s)), 0)) '
+              'FROM ' || :'origin', coalesce(hash, '0'), origin, sql, 'table ' || top),
+       CASE WHEN is_planned THEN 'SET search_path TO ''''' END
+  FROM (SELECT r.*,
+               coalesce(root.name, r.name) AS top,
                -- A query is planned by the functions of indexes and statistics,
                -- which may find what they need by the search_path alone. There,
                -- anybody may have functions of the names that are used here.
@@ -1181,46 +1187,38 @@ SELECT CASE WHEN bool_or(is_planned) THEN 'SET search_path TO DEFAULT' END,
                         WHERE indrelid = r.oid
                           AND (indexprs IS NOT NULL OR indpred IS NOT NULL))
                OR EXISTS (SELECT FROM pg_statistic_ext
-                           WHERE stxrelid = r.oid) AS is_planned,
-               format('SELECT pg_catalog.count(*) AS n, pg_catalog.sum('
-                      'pg_catalog.hashint4extended(0, %1$s)) AS total FROM '
-                      || :'origin', coalesce(hash, '0'), r.origin, r.sql) AS query
+                           WHERE stxrelid = r.oid) AS is_planned
           FROM relation AS r
           LEFT JOIN relation AS root
             ON root.oid = nullif(pg_partition_root(r.oid), r.oid)
-          LEFT JOIN (
-               SELECT attrelid,
-                      string_agg(format('coalesce(pg_catalog.' || CASE
-                          WHEN atttypid = 'int8'::regtype
-                          THEN 'hashint4extended(%2$s, t.%1$I)'
-                          WHEN atttypid = ANY ('{int2, int4}'::regtype[])
-                          THEN 'hashint4extended(t.%I, %s)'
-                          WHEN atttypid = 'uuid'::regtype
-                          THEN 'uuid_hash_extended(t.%I, %s)'
-                          WHEN atttypid = 'bpchar'::regtype AND atttypmod > 0
-                          THEN 'hashbpcharextended(t.%I COLLATE "C", %s)'
-                          WHEN atttypid = ANY ('{bool, float8, numeric, date,
-                              timestamp, timestamptz, text, varchar, json,
-                              jsonb}'::regtype[])
-                          THEN 'hashtextextended(t.%I::text COLLATE "C", %s)'
-                          ELSE 'hashtextextended(ROW(t.%I)::text COLLATE "C", %s)'
-                          END || ', 0)', attname, hashtext(attname::text)),
-                          ' OPERATOR(pg_catalog.#) ') AS hash
-                 FROM pg_attribute
-                WHERE attnum > 0
-                  AND NOT attisdropped
-                GROUP BY attrelid) AS h ON attrelid = r.oid
-         WHERE r.relkind = 'r'
-           -- Else it is empty:
-           AND NOT (r.relpersistence = 'u' AND pg_is_in_recovery())) AS leaf
- GROUP BY top
+         WHERE r.relkind = 'r') AS leaf
+  LEFT JOIN (
+       SELECT attrelid,
+              string_agg(format('coalesce(pg_catalog.' || CASE
+                  WHEN atttypid = 'int8'::regtype
+                  THEN 'hashint4extended(%2$s, t.%1$I)'
+                  WHEN atttypid = ANY ('{int2, int4}'::regtype[])
+                  THEN 'hashint4extended(t.%I, %s)'
+                  WHEN atttypid = 'uuid'::regtype
+                  THEN 'uuid_hash_extended(t.%I, %s)'
+                  WHEN atttypid = 'bpchar'::regtype AND atttypmod > 0
+                  THEN 'hashbpcharextended(t.%I COLLATE "C", %s)'
+                  WHEN atttypid = ANY ('{bool, float8, numeric, date, timestamp,
+                      timestamptz, text, varchar, json, jsonb}'::regtype[])
+                  THEN 'hashtextextended(t.%I::text COLLATE "C", %s)'
+                  ELSE 'hashtextextended(ROW(t.%I)::text COLLATE "C", %s)'
+                  END || ', 0)', attname, hashtext(attname::text)),
+                  ' OPERATOR(pg_catalog.#) ') AS hash
+         FROM pg_attribute
+        WHERE attnum > 0
+          AND NOT attisdropped
+        GROUP BY attrelid) AS h ON attrelid = leaf.oid
+ WHERE NOT (relpersistence = 'u' AND pg_is_in_recovery())  -- else it is empty
 """
 WHOLE_TABLE = "%2$s AS t"
 # lo_get reads at most 1 GB, and a large object holds up to 4 TB.
 LARGE = r"""
-SELECT json_build_array('line', 'large objects', unnest(ARRAY[
-           count(*) || ' rows',
-           'rows with hash ' || left(md5(concat(sum(hash), :'salt')), 16)]))
+SELECT json_build_array('rows', 'large objects', count(*), coalesce(sum(hash), 0))
   FROM pg_largeobject_metadata AS l,
 LATERAL lo_lseek64(lo_open(l.oid, x'40000'::integer), 0, 2) AS size,
 LATERAL hashtextextended(ROW(
@@ -1228,7 +1226,7 @@ LATERAL hashtextextended(ROW(
         obj_description(l.oid, 'pg_largeobject'),
         (SELECT string_agg(granted, ',' ORDER BY granted COLLATE "C")
            FROM unnest(coalesce(lomacl, acldefault('L', lomowner))) AS a,
-        LATERAL split_part(a::text, '/', 1) AS granted),  -- behind it: by whom
+        LATERAL split_part(a::text, '/', 1) AS granted),  -- by whom comes after it
         size,
         (SELECT string_agg(md5(lo_get(l.oid, at, 1048576)), '' ORDER BY at)
            FROM generate_series(0, size - 1, 1048576) AS at)
@@ -1303,15 +1301,18 @@ SELECT json_build_array('extension', 'extension ' || extname,
   FROM pg_extension
  WHERE oid >= 16384;
 """
-# Rows of other tables of extensions are in no backup.
+# Rows of other tables of extensions, and values of sequences, are in no backup.
 MEMBERS = r"""
-SELECT json_build_array('reason', 'rows of table ' || c.oid::regclass,
+SELECT json_build_array('reason', kind || c.oid::regclass,
                         'an extension''s, which no backup holds')
   FROM pg_class AS c
-  JOIN member ON objid = oid AND classid = 'pg_class'::regclass
- WHERE relkind = 'r'
-   AND oid NOT IN (SELECT oid FROM config)
-   AND pg_relation_size(oid) > 0;
+  JOIN member ON objid = oid AND classid = 'pg_class'::regclass,
+LATERAL (SELECT CASE
+       WHEN relkind = 'r' AND pg_relation_size(oid) > 0 THEN 'rows of table '
+       WHEN relkind = 'S' AND pg_sequence_last_value(oid) IS NOT NULL
+       THEN 'value of sequence ' END) AS k (kind)
+ WHERE kind IS NOT NULL
+   AND oid NOT IN (SELECT oid FROM config);
 """
 SUBSCRIPTIONS = """
 SELECT
@@ -1371,17 +1372,23 @@ def facts_of(database: Database, snapshot: str = "") -> Context:
     return database.psql(script + ALL_FACTS, origin=WHOLE_TABLE)
 
 
+def reading_definitions(database: Database, *arguments: str) -> Context:
+    """pg_dump, which writes the definitions; it tells times in UTC."""
+    environment = {**database.environment, "PGTZ": "UTC"}
+    return replace(database, environment=environment).started(*DEFINITIONS, *arguments)
+
+
 @contextmanager
 def reading_contents(
     database: Database, snapshot: str = ""
 ) -> Iterator[Callable[[], Contents]]:
     """A function that waits for the programs that read the contents."""
-    arguments = list(DEFINITIONS)
+    arguments = []
     if snapshot:
-        arguments += ["--snapshot", snapshot]
+        arguments = ["--snapshot", snapshot]
     with (
         facts_of(database, snapshot) as facts,
-        database.started(*arguments) as definitions,
+        reading_definitions(database, *arguments) as definitions,
     ):
 
         def contents() -> Contents:
@@ -1398,10 +1405,21 @@ def read_contents(database: Database) -> Contents:
 
 
 def contents_from(facts: list[Any], script: str = "") -> Contents:
-    """The contents of a database, of which psql and pg_dump have told this."""
+    """The contents of a database, from what psql and pg_dump have told."""
     told: dict[str, set[Fact]] = defaultdict(set)
-    for kind, thing, text in facts:
-        told[kind].add((thing, text))
+    rows: Counter[str] = Counter()
+    totals: Counter[str] = Counter()  # of the rows' hashes
+    for kind, thing, *values in facts:
+        if kind == "rows":  # of a table, or of one of its partitions
+            count, total = values
+            rows[thing] += count
+            totals[thing] += total
+        else:
+            (text,) = values
+            told[kind].add((thing, text))
+    for thing, count in rows.items():
+        told["line"].add((thing, f"{count} rows"))
+        told["line"].add((thing, f"rows with hash {salted_hash(totals[thing])}"))
     return Contents(
         told["line"],
         script,
@@ -1409,6 +1427,11 @@ def contents_from(facts: list[Any], script: str = "") -> Contents:
         extensions=dict(told["extension"]),
         roots=dict(told["root"]),
     )
+
+
+def salted_hash(value: object) -> str:
+    """A hash that may be shown: it tells nothing of the value."""
+    return hashlib.sha256(encoded(f"{SALT}{value}")).hexdigest()[:16]
 
 
 def definitions_in(script: str) -> set[Fact]:
@@ -1425,10 +1448,9 @@ def definitions_in(script: str) -> set[Fact]:
         # The comment of an entry has three lines; lines are counted from 1.
         sql = "\n".join(lines[entry.line + 2 : following.line - 1])
         sql = re.sub(AFTER_DEFINITION, "", sql).strip()
-        digest = hashlib.sha256(encoded(sql + SALT)).hexdigest()
         found.add((thing, ""))
         found.add((thing, f"owner: {entry.owner}"))
-        found.add((thing, f"SQL with hash {digest[:16]}"))
+        found.add((thing, f"SQL with hash {salted_hash(sql)}"))
         if thing.startswith(WITH_SECRETS):
             sql = re.sub(LITERAL, "'[REDACTED]'", sql)
         sql = re.sub(PASSWORD, "[REDACTED]", sql)
@@ -1508,8 +1530,8 @@ def unaccepted(apart: list[Difference], run: Run) -> list[Difference]:
 # Of each of the smallest tables up to 100 rows, which are not all NULL: as they are,
 # and with NULL in place of all values of one row.
 SMALLEST = """
-HAVING sum(size) > 0
- ORDER BY sum(size), top
+   AND pg_relation_size(leaf.oid) > 0
+ ORDER BY pg_relation_size(leaf.oid), leaf.oid
  LIMIT 10 \\gexec
 """
 SOME_ROWS = "(SELECT * FROM %2$s AS s WHERE NOT (ROW(s.*) IS NULL) LIMIT 100)"
@@ -1586,7 +1608,7 @@ SETVAL_END = rb"', (-?\d+), (true|false)\);\n\Z"
 # The beginning of a line -> what it tells; its group is the value. The commonest
 # come first.
 TELLING = {
-    rb"(?:INSERT INTO|COPY) (pg_catalog|)": "data",
+    rb"(?:INSERT INTO|COPY) (pg_\w+|)": "data",
     rb"SELECT pg_catalog\.lo_(create)\(": "made",
     rb"SELECT pg_catalog\.lo_(open)\(": "filled",
     rb"-- (Data for |Statistics for |)Name: ": "entry",
@@ -1669,8 +1691,9 @@ class Reading:
         self.has_zeros = False
         self.has_sql_after_end = False  # after a footer
         self.filled: set[Entry] = set()  # those with a COPY block
-        self.has_inserts = False  # rows are written as INSERT
-        self.blocks: set[tuple[str, bytes]] = set()  # a table, and its COPY line
+        self.inserted: set[Entry] = set()  # those with rows by INSERT
+        # A table, and the beginning of its data
+        self.blocks: set[tuple[str, bytes]] = set()
         # Entries that are not loaded -> the first line that is not
         self.left_out: dict[Entry, int] = {}
         self.swallowed: set[str] = set()  # tables whose data lie in another's block
@@ -1727,7 +1750,7 @@ class Reading:
             self.has_sql_after_end = True
         self.end_texts(line)
         if kind == "TABLE DATA" and line.startswith((b"INSERT ", b"\t(")):
-            self.take_insert()
+            self.take_insert(line)
         match = TELLS.match(line)
         if not match:
             return
@@ -1799,9 +1822,11 @@ class Reading:
             for name in re.findall(NAME, names):
                 self.roles.add(unquoted(self.text(name)))
 
-    def take_insert(self) -> None:
+    def take_insert(self, line: bytes) -> None:
         """Count a row by INSERT; a line that ends with VALUES has its rows below."""
-        self.has_inserts = True
+        if self.entry not in self.inserted:
+            self.inserted.add(self.entry)
+            self.note_data(line.partition(b" VALUES")[0])
         if not self.last.endswith(b" VALUES\n"):
             self.rows[f"table {self.entry.full_name}"] += 1
 
@@ -1810,11 +1835,7 @@ class Reading:
         if not self.last.endswith(FROM_STDIN):  # it is cut: the data are missing
             return
         table = f"table {self.entry.full_name}"
-        # Names that differ by a line feed alone have the same comment.
-        block = (table, line)
-        if block in self.blocks:
-            self.problems.append(f"{table}: its data are there twice")
-        self.blocks.add(block)
+        self.note_data(line)
         self.filled.add(self.entry)
         rows = 0
         before = self.last
@@ -1828,6 +1849,15 @@ class Reading:
             self.problems.append(f"{table}: its COPY block has no end")
         self.rows[table] += rows
         self.line += rows + 1
+
+    def note_data(self, beginning: bytes) -> None:
+        """Note that data of a table begin, with this text."""
+        table = f"table {self.entry.full_name}"
+        # Names that differ by a line feed alone have the same comment.
+        block = (table, beginning)
+        if block in self.blocks:
+            self.problems.append(f"{table}: its data are there twice")
+        self.blocks.add(block)
 
     def rows_ahead(self) -> bytes:
         """The rows that are in memory; else a line, or a part of a long one.
@@ -1904,7 +1934,7 @@ class Reading:
     def finish_tables(self) -> None:
         """Note tables whose data are missing from their entry, or swallowed."""
         # In a dump by INSERT, the entry of a table without rows is empty.
-        has_copies_alone = self.filled and not self.has_inserts
+        has_copies_alone = self.filled and not self.inserted
         for entry in self.entries:
             is_empty = entry.kind == "TABLE DATA" and entry not in self.filled
             if has_copies_alone and is_empty:
@@ -1924,6 +1954,7 @@ def opened_in(text: bytes) -> bytes:
 def codec_of(encoding: str) -> str:
     """The codec of Python for an encoding of PostgreSQL, else UTF-8."""
     name = encoding.replace("WIN", "cp").replace("KOI8", "KOI8-")
+    name = re.sub("^(SJIS|MSKANJI)", "cp932", name)
     try:
         return codecs.lookup(name).name
     except LookupError:
@@ -2193,6 +2224,8 @@ KNOWN_FORMATS = (
     Format("plain", rb""),  # or anything else, as its content will tell
 )
 FORMATS = {form.name: form for form in KNOWN_FORMATS}
+# The first bytes of a custom archive. No text holds them, as the last is no letter.
+ARCHIVE_HEAD = b"PGDMP\1"
 # The files of a directory, and how they are compressed:
 # toc.dat, 3456.dat.gz, blob_4711.dat, blobs_16394.toc
 MEMBER = re.compile(r"toc\.dat|(blob_)?\d+\.dat(\.\w+)?|blobs(_\d+)?\.toc(\.\w+)?")
@@ -2480,8 +2513,21 @@ def problems_of_files(backup: Backup) -> list[str]:
             if form and not re.match(form.begins, head):
                 problems.append(f"{file.name}: it is no file of {form.name}")
     if backup.format.name == "tar" and not ends_well(backup.path):
-        problems.append("the tar is cut, damaged, or goes on behind its end")
+        problems.append("the tar is cut, damaged, or goes on after its end")
+    if backup.format.name == "custom" and has_another_archive(backup.path):
+        problems.append("another archive was appended, which pg_restore ignores")
     return problems
+
+
+def has_another_archive(path: Path) -> bool:
+    """Whether an archive holds the beginning of another one, as `>>` leaves it."""
+    with path.open("rb") as file:
+        last = file.read(len(ARCHIVE_HEAD))[1:]
+        for piece in iter(lambda: file.read(LONGEST), b""):
+            if ARCHIVE_HEAD in last + piece:
+                return True
+            last = piece[-len(ARCHIVE_HEAD) :]
+    return False
 
 
 def ends_well(path: Path) -> bool:
@@ -2538,6 +2584,9 @@ def require_loadable(reading: Reading, server: Database) -> None:
     """Raise NotJudged if a load would fail, or would change other databases."""
     newest = reading.versions[-1]
     foreign = reading.named("FOREIGN TABLE") & reading.named("TABLE DATA")
+    # A table of the backup may be called so, too; a schema cannot.
+    tables = {entry.name for entry in reading.entries if entry.kind == "TABLE"}
+    catalogs = reading.noted["data"].keys() - tables - {""}
     # Subscriptions are among these: they keep their database from being dropped.
     beyond = ", ".join(sorted(reading.noted["server"]))
     for is_so, fact, hint in [
@@ -2562,7 +2611,7 @@ def require_loadable(reading: Reading, server: Database) -> None:
             "a load would write into the other server: dump without them",
         ),
         (
-            "pg_catalog" in reading.noted["data"],
+            catalogs,
             "it writes into PostgreSQL's own tables",
             "pg_dump writes nothing of the kind: find out who did",
         ),
@@ -2614,6 +2663,12 @@ SELECT DISTINCT format('CREATE TABLESPACE %I LOCATION ''''', name)
  WHERE name NOT IN (SELECT spcname FROM pg_tablespace) \gexec
 """
 EXISTS = "SELECT 1 FROM pg_database WHERE datname = :'name';"
+# An unknown time zone is an error, after which psql has no variable `there`.
+KNOWS_ZONE = r"""
+\set ON_ERROR_STOP 0
+SELECT now() AT TIME ZONE :'zone' AS there \gset
+SELECT to_json(:{?there});
+"""
 # A warning that rights were left as they are:
 # psql:<stdin>:99: WARNING:  01006: no privileges could be revoked for "hstore"
 NO_RIGHTS = re.compile(r"^psql:.*?:\d+: \S+:  0100[67]:", re.MULTILINE)
@@ -2664,14 +2719,17 @@ def provide_globals(server: Database, reading: Reading, project: "Project") -> N
     )
 
 
-def with_path_of(source: Database, server: Database) -> Database:
-    """The server, with the search_path of the source in its sessions.
+def with_settings_of(source: Database, server: Database) -> Database:
+    """The server, with the search_path and the time zone of the source in its sessions.
 
-    A load does not bring settings of a database or role, but checks may rely on them.
+    A load brings no settings of a database, a role or a server, but values and checks
+    may rely on these. A time zone that is not known here stays as it is.
     """
-    options = (
-        f"{server.parameters.get('options', '')} -c search_path={source.search_path}"
-    )
+    options = server.parameters.get("options", "")
+    options += f" -c search_path={source.search_path}"
+    (is_known,) = server.ask(KNOWS_ZONE, zone=source.time_zone)
+    if is_known:
+        options += " -c TimeZone=" + re.sub(r"([\\ ])", r"\\\1", source.time_zone)
     return replace(server, parameters={**server.parameters, "options": options})
 
 
@@ -2935,7 +2993,7 @@ def not_filled(reading: Reading, found: Contents) -> Things:
     things = {thing for thing, _ in found.facts if thing.startswith("sequence ")}
     things -= filled
     for table in unfilled_tables(reading, found):
-        if (table, "0 rows") in found.facts:
+        if (table, "0 rows") in found.facts or table in found.roots:
             things.add(table)
     return things
 
@@ -3484,6 +3542,7 @@ SELECT json_build_object(
        'major', current_setting('server_version_num')::integer / 10000,
        'encoding', getdatabaseencoding(),
        'search_path', regexp_replace(coalesce(schemas, '""'), '([\\\s])', '\\\1', 'g'),
+       'time_zone', current_setting('TimeZone'),
        'has_settings', current_setting('TimeZone') !~ '^(Etc/)?(UTC|GMT)$'
                        OR EXISTS (
                           SELECT FROM pg_db_role_setting
@@ -3707,7 +3766,7 @@ HINTS = {
     f"{MARK}\\w+'$": "set TMPDIR to a folder that is there, and can be written to",
     "Permission denied": "let the account that runs the drill in there",
     "^53100|No space left|said nothing|child process": "make room on the disk",
-    "^53300|too many c": "raise max_connections, or wait for others to leave",
+    "^53300|too many c|slots": "raise the limit of connections, or wait for others",
     "^53": "raise the limit of the server, such as max_locks_per_transaction",
     "^57014|(statement|lock) timeout": (
         "allow more time with --timeout, unless somebody holds a lock"
@@ -3737,7 +3796,7 @@ HINTS = {
     "shared librar": "install the program once more: it lacks a library",
     "^25006": "the server is a standby, or read-only: use --throwaway",
     "^(08|40|55006|55P03|57|58|XX)": "run again; the server's log may tell more",
-    "server closed|terminating conn|is (starting up|shutting)": "run again",
+    "server (closed|was lost)|terminating conn|is (starting up|shutting)": "run again",
 }
 CLEAR = "\33[K"  # erases the rest of a terminal's line
 

@@ -137,6 +137,7 @@ ARCHIVES = (
     Damaged("custom cut in the middle", "custom", cut_at(0.5)),
     Damaged("custom cut at its end", "custom", cut_at(-600)),
     Damaged("custom with a bit flipped", "custom", flipped),
+    Damaged("custom with another one appended", "custom", written(twice), "appended"),
     Damaged("tar cut early", "tar", cut_at(0.25)),
     Damaged("tar cut in the middle", "tar", cut_at(0.5)),
     Damaged("tar cut at its end", "tar", cut_at(-600)),

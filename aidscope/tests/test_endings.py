@@ -397,7 +397,7 @@ FROZEN = (
         "as a database is made",
         b"CREATE DATABASE",
         "restore",
-        says="scratch databases may be left behind",
+        says="scratch databases may be left",
     ),
 )
 

@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import re
 import subprocess
 import time
 from dataclasses import dataclass
@@ -259,6 +260,17 @@ TOGETHER = (
         uncompared="'table public.log': 'the backup holds no data of it'",
     ),
     Peculiar(
+        "a partition whose rows were left out",
+        """
+        CREATE TABLE public.span (n integer) PARTITION BY RANGE (n);
+        CREATE TABLE public.low PARTITION OF public.span FOR VALUES FROM (0) TO (5);
+        CREATE TABLE public.high PARTITION OF public.span FOR VALUES FROM (5) TO (9);
+        INSERT INTO public.span SELECT generate_series(1, 8)
+        """,
+        ("--exclude-table-data", "public.low"),
+        uncompared="'table public.low': 'the backup holds no data of it'",
+    ),
+    Peculiar(
         "names that differ by a quote",
         """
         CREATE TABLE public.ab AS SELECT 1 AS id;
@@ -364,6 +376,11 @@ Krokodil
 
 
 """
+INSERTED = re.sub(
+    r"COPY (.*)\n(?s:.*)\\\.\n",
+    "INSERT INTO public.kept VALUES ('one');\nINSERT INTO public.kept VALUES ('two');\n",
+    KEPT,
+)
 FOREIGN = """
 CREATE FOREIGN DATA WRAPPER afar;
 CREATE SERVER island FOREIGN DATA WRAPPER afar;
@@ -593,6 +610,12 @@ MISSING = (
         "failed",
         "table public.kept: its data are there twice",
     ),
+    Content(
+        "nothing, as rows by INSERT are there twice",
+        INSERTED + INSERTED.partition("\n\n\n")[2],
+        "failed",
+        "table public.kept: its data are there twice",
+    ),
 )
 BEYOND = (
     Content("roles", f"{KEPT}CREATE ROLE mallory;", "error", "--throwaway"),
@@ -621,6 +644,12 @@ BEYOND = (
         "it holds the databases one, two",
     ),
     Content("own tables, by COPY", f"{OWN_TABLE}{KEPT}", "error", "own tables"),
+    Content(
+        "own tables, by a name without a schema",
+        f"{KEPT}COPY pg_shdescription FROM stdin;\n\\.\n",
+        "error",
+        "own tables",
+    ),
     Content(
         "own tables, by INSERT",
         f"{KEPT}INSERT INTO pg_catalog.pg_description VALUES (1, 1, 0, 'x');",

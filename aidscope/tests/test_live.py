@@ -35,6 +35,11 @@ from aidscope.tests.support import (
 from scripts import test_backup_restore as drill
 
 LIVE = ("--live", "--no-throwaway")
+# Loads what `pg_dump --create` writes.
+LOADS_ALL = """
+dropdb "$PGDATABASE"
+psql -q -v ON_ERROR_STOP=1 -d postgres -f "$BACKUP_FILE"
+"""
 
 # --- Databases that are healthy, whatever they look like ------------------------------
 
@@ -400,6 +405,38 @@ class PrivateTests(Case, table=LACKING):
             over = drilled(here, "--backup", str(here.backup))
         says = ("23514 by ExecConstraints", "by ALTER DATABASE", "OPTIONS")
         self.assert_verdict(over, "error", *says, act="restore")
+
+    def test_time_zone_of_the_source(self) -> None:
+        """It holds for what is restored, too, where values and bounds rest on it."""
+        sql = """
+        ALTER DATABASE {me} SET timezone TO 'Asia/Tokyo';
+        SET timezone TO 'Asia/Tokyo';
+        CREATE FUNCTION public.day(timestamptz) RETURNS date IMMUTABLE
+        RETURN $1::date;
+        CREATE TABLE t (at timestamptz, day date GENERATED ALWAYS AS (day(at)) STORED,
+            CHECK (at::date = day)) PARTITION BY RANGE (at);
+        CREATE TABLE t_2024 PARTITION OF t FOR VALUES FROM ('2024-01-01') TO ('2025-01-01');
+        INSERT INTO t VALUES ('2024-01-01 03:00+09')"""
+        with place() as here, database(sql) as name:
+            self.assert_verdict(drilled(here, "--live", database=name), "passed")
+            own = ("--backup-command", 'pg_dump --create --file "$BACKUP_FILE"')
+            own += ("--restore-command", LOADS_ALL)
+            over = drilled(here, "--live", *own, database=name)
+        self.assert_verdict(over, "passed")
+
+    def test_sequence_of_an_extension(self) -> None:
+        """Its value is in no backup, which is told once it was called."""
+        sql = """CREATE TABLE t AS SELECT 1 AS id;
+        CREATE EXTENSION citext;
+        CREATE SEQUENCE called;
+        CREATE SEQUENCE new;
+        ALTER EXTENSION citext ADD SEQUENCE called;
+        ALTER EXTENSION citext ADD SEQUENCE new;
+        SELECT nextval('called')"""
+        with place() as here, database(sql) as name:
+            over = drilled(here, *LIVE, database=name)
+        self.assert_verdict(over, "passed", "value of sequence public.called")
+        self.assertNotIn("public.new", over.said)
 
     def test_settings_of_the_role(self) -> None:
         """So it is where its role has settings that are not made there."""
