@@ -1730,6 +1730,13 @@ class Reading:
         return {entry.full_name for entry in self.entries if entry.kind in kinds}
 
     @property
+    def catalogs(self) -> Things:
+        """The tables of PostgreSQL's own into which it writes."""
+        # A table that it creates may have such a name, too; a schema cannot.
+        tables = {entry.name for entry in self.entries if entry.kind == "TABLE"}
+        return self.noted["data"].keys() - tables - {""}
+
+    @property
     def tables_without_data(self) -> set[str]:
         """The full names of tables that are created, but not filled."""
         return self.named("TABLE") - self.named("TABLE DATA")
@@ -2584,9 +2591,6 @@ def require_loadable(reading: Reading, server: Database) -> None:
     """Raise NotJudged if a load would fail, or would change other databases."""
     newest = reading.versions[-1]
     foreign = reading.named("FOREIGN TABLE") & reading.named("TABLE DATA")
-    # A table of the backup may be called so, too; a schema cannot.
-    tables = {entry.name for entry in reading.entries if entry.kind == "TABLE"}
-    catalogs = reading.noted["data"].keys() - tables - {""}
     # Subscriptions are among these: they keep their database from being dropped.
     beyond = ", ".join(sorted(reading.noted["server"]))
     for is_so, fact, hint in [
@@ -2611,7 +2615,7 @@ def require_loadable(reading: Reading, server: Database) -> None:
             "a load would write into the other server: dump without them",
         ),
         (
-            catalogs,
+            reading.catalogs,
             "it writes into PostgreSQL's own tables",
             "pg_dump writes nothing of the kind: find out who did",
         ),
@@ -3230,17 +3234,19 @@ def answer(verb: str, *arguments: str) -> NoReturn:
     except BaseException as error:  # noqa: BLE001  the process ends below
         if verb == COMMAND:
             print(error, file=errors)  # the whole message, as manage.py does
-        # While settings are imported, no secret is known that a message might hold;
-        # and that of a command on a restored database might hold a row.
-        shown = OF_CODE
-        if verb == DESCRIBE:
-            shown = OF_SETTINGS
-        elif json.loads(arguments[0])["shows_messages"]:
-            shown = OF_ALL
-        print(FAULT_MARK, described(error, shown), file=errors)
+        print(FAULT_MARK, described(error, shown_in(verb, arguments[0])), file=errors)
         if isinstance(error, NotJudged):
             end(MUST_NOT_RUN)
     end(1)
+
+
+def shown_in(verb: str, request: str) -> Things:
+    """The kinds of exceptions whose messages are shown."""
+    if verb == DESCRIBE:  # no secret is known yet that a message might hold
+        return OF_SETTINGS
+    if json.loads(request)["shows_messages"]:
+        return OF_ALL
+    return OF_CODE  # that of a command on a restored database might hold a row
 
 
 def run_in_project(work: Callable[[], None], *arguments: str) -> None:
@@ -3699,13 +3705,7 @@ def starting_server(project: Project, major: int) -> Iterator[tuple[Database, Pr
     """A private server in the run's folder, which the guard ends."""
     run = project.run
     programs = found_programs(run, major, SERVER_PROGRAMS)
-    data = run.folder / "data"
-    # libpq takes a comma for the end of a host, the shell of pg_ctl expands the
-    # others, and macOS allows 103 bytes for the path of a socket.
-    socket = os.fsencode(data / ".s.PGSQL.5432")
-    if re.search('[,"$`\\\\]', str(data)) or len(socket) > 103:
-        raise NotJudged(f"no server can be in {data}", "set a short, plain TMPDIR")
-    data.mkdir(mode=0o700)
+    data = made_data_folder(run)
     account: dict[str, Any] = {}
     if os.geteuid() == 0:  # PostgreSQL refuses to run as root
         account = {"user": "postgres", "group": "postgres", "extra_groups": ()}
@@ -3737,6 +3737,18 @@ def starting_server(project: Project, major: int) -> Iterator[tuple[Database, Pr
         **account,
     ) as program:
         yield server, program
+
+
+def made_data_folder(run: Run) -> Path:
+    """A folder for a private server, in the folder of the run."""
+    data = run.folder / "data"
+    # libpq takes a comma for the end of a host, the shell of pg_ctl expands the
+    # others, and macOS allows 103 bytes for the path of a socket.
+    socket = os.fsencode(data / ".s.PGSQL.5432")
+    if re.search('[,"$`\\\\]', str(data)) or len(socket) > 103:
+        raise NotJudged(f"no server can be in {data}", "set a short, plain TMPDIR")
+    data.mkdir(mode=0o700)
+    return data
 
 
 # --- Hints and progress ------------------------------------------------------

@@ -1238,7 +1238,9 @@ class ServerTests(Case):
             crowded = drilled(here, user=full)
         self.assert_no_work(missing, 'role "drill_missing" does not', "check the names")
         self.assert_no_work(elsewhere, '"drill_missing" does not', "check the names")
-        self.assert_no_work(crowded, f'for role "{full}"', "raise the limit of connections")
+        self.assert_no_work(
+            crowded, f'for role "{full}"', "raise the limit of connections"
+        )
 
     def test_no_server(self) -> None:
         """A server that is not there is an error that says where it was looked for."""
