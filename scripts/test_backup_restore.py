@@ -1142,6 +1142,15 @@ SELECT format('LOCK TABLE ONLY %s IN ACCESS SHARE MODE', sql)
   FROM relation
  WHERE relkind = 'r' \gexec
 """
+# The snapshot sees no row of a table that was truncated since; it has another file.
+TRUNCATED = r"""
+SELECT format('SELECT json_build_array(''reason'', %L, '
+              '''truncated beside the dump, which has none: run again'') '
+              'WHERE NOT EXISTS (SELECT FROM %s)', 'rows of table ' || name, origin)
+  FROM relation
+ WHERE relkind = 'r'
+   AND relfilenode <> pg_relation_filenode(oid) \gexec
+"""
 SEQUENCES = r"""
 SELECT format('SELECT json_build_array(''line'', %L, last_value || '
               'CASE WHEN is_called THEN '''' ELSE '', not called yet'' END) '
@@ -1367,8 +1376,8 @@ def facts_of(database: Database, snapshot: str = "") -> Context:
         script += f"SET TRANSACTION SNAPSHOT '{snapshot}';\n"
         # Beside pg_dump, parallel workers would slow both down.
         script += "SET max_parallel_workers_per_gather TO 0;\n"
-        # Snapshots do not cover TRUNCATE; pg_dump locks what it dumps, too.
-        script += f"{RELATION}{LOCKS}"
+        # From now on, nothing is truncated; pg_dump locks what it dumps, too.
+        script += f"{RELATION}{LOCKS}{RELATION}{TRUNCATED}"
     return database.psql(script + ALL_FACTS, origin=WHOLE_TABLE)
 
 

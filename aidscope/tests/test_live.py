@@ -597,6 +597,26 @@ class InUseTests(Case, table=WRITING):
             self.assertGreater(next(written), 10)
         self.assert_verdict(over, "passed")
 
+    def test_table_that_is_filled_anew(self) -> None:
+        """A backup lacks its rows, the old and the new ones, which is told."""
+        waiting = "SELECT 1 FROM pg_locks WHERE NOT granted"
+        with (
+            place() as here,
+            database(KEPT) as name,
+            closing(session_in(name)) as session,
+            session.cursor() as cursor,
+        ):
+            cursor.execute("TRUNCATE kept; INSERT INTO kept (word) VALUES ('new')")
+            with here.started(*LIVE, url=url(name)) as process:
+                for _ in range(600):
+                    if query(name, waiting):
+                        break
+                    time.sleep(0.1)
+                session.commit()
+                over = here.ended(process)
+        says = "rows of table public.kept (truncated beside the dump, which has none"
+        self.assert_verdict(over, "passed", says)
+
 
 @contextmanager
 def busy(name: str, statements: tuple[str, ...]) -> Iterator[Iterator[int]]:
