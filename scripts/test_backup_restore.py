@@ -688,7 +688,8 @@ def output_of(starting: Context) -> str:
 # said, and redacted where it is shown; no value of a row is shown.
 
 # Patterns for a SQLSTATE and the server's function that reported it, such as
-# 22P02:pg_strtoint32_safe. Only a backup's content can cause these:
+# 22P02:pg_strtoint32_safe. Only a backup's content can cause these; or settings that
+# are lost, see BY_SETTINGS:
 BLAMED_ALWAYS = (
     "22(?!023)",  # not a value of its type; 22023 is about a parameter
     "42P06|42P07|42701|42723",  # a schema, relation, column, function twice
@@ -726,11 +727,11 @@ MEANINGS = {
     "42883": "a function that is missing",
     "42P01": "a table that is missing",
 }
-# Errors whose message may quote a value, such as one that is cast to regclass.
-# Not so those of these functions, which look at the text of a statement alone.
-MAY_QUOTE_VALUE = (
-    "(42601|42602|42704|42883|42P01|3F000|58P01)"
-    ":(?!parserOpenTable|errorMissing|ParseFunc|op_error|transformSubLink"
+# Where a statement reads rows, the message of any error may quote a value; but not if
+# the server has no room or ends, nor if these functions report it, which look at the
+# text of the statement alone.
+QUOTES_NO_VALUE = (
+    "5[37]|.*:(parserOpenTable|errorMissing|ParseFunc|op_error|transformSubLink"
     "|ResolveOpClass)"
 )
 # psql:<stdin>:25: ERROR:  22P02: invalid input syntax for type integer: "x"
@@ -765,10 +766,13 @@ class Report:
 
     def sentence(self, of_rows: bool = False, reads_rows: bool = False) -> str:
         """The error; in our words where PostgreSQL's message may quote a value."""
-        patterns = "22(?!023)|P0|.*:exec_stmt_raise"  # 22023 is about a parameter
-        if reads_rows:
-            patterns += f"|22|{MAY_QUOTE_VALUE}"
-        if of_rows or re.match(patterns, self.cause):
+        # 22023 is about a parameter; 38 is of functions in other languages.
+        may_quote = of_rows or re.match(
+            "22(?!023)|38|P0|.*:exec_stmt_raise", self.cause
+        )
+        if reads_rows and not re.match(QUOTES_NO_VALUE, self.cause):
+            may_quote = True
+        if may_quote:
             meaning = MEANINGS.get(self.code, "its message may quote a value")
             return f"{self.code} by {self.function}: {meaning}"
         return f"{self.code}: {self.message}"
@@ -1555,8 +1559,8 @@ def require_differences_seen(restored: Database, found: Contents) -> None:
     some_rows = contents_from(restored.ask(script, origin=f"{SOME_ROWS} AS t"))
     changed_rows = contents_from(restored.ask(script, origin=f"{CHANGED_ROWS} AS t"))
     facts_alone = replace(found, script="")  # no definitions are read again
-    name = next(fact for fact in found.facts if fact[1] == "in order")
-    without_name = replace(facts_alone, facts=found.facts - {name})
+    names = [fact for fact in found.facts if fact[1] == "in order"]
+    one_less = replace(facts_alone, facts=found.facts - set(names[:1]))
     other_sql = found.script.replace("\nCREATE ", "\nCREATE OTHER ", 1)
     apart = differences_between(some_rows, changed_rows)
     seen = {difference.thing for difference in apart}
@@ -1565,7 +1569,7 @@ def require_differences_seen(restored: Database, found: Contents) -> None:
         for table, count in rows_of_tables(some_rows.facts).items()
         if count and f"table {table}" not in seen  # 0: all its values are NULL
     ]
-    if not differences_between(facts_alone, without_name):
+    if names and not differences_between(facts_alone, one_less):
         unseen.append("a name")
     if not differences_between(found, replace(found, script=other_sql)):
         unseen.append("a definition")
@@ -1638,6 +1642,7 @@ TELLING = {
     rb"-- PostgreSQL database (cluster) dump": "cluster",
     rb"(\xff\xfe|\xfe\xff)": "UTF-16",
     rb"\\(restrict) ": "restrict",
+    rb"(\\(?!unrestrict )\w+|\\!)": "command",  # for psql
     rb"SET client_encoding = '(\w+)'": "encoding",
     rb"SET default_tablespace = ([^'].*);": "tablespace",
     rb"SET row_security = (on)": "row security",
@@ -1739,11 +1744,14 @@ class Reading:
         return {entry.full_name for entry in self.entries if entry.kind in kinds}
 
     @property
-    def catalogs(self) -> Things:
-        """The tables of PostgreSQL's own into which it writes."""
-        # A table that it creates may have such a name, too; a schema cannot.
+    def strange(self) -> set[str]:
+        """What pg_dump never writes: rows of PostgreSQL's own tables, and commands."""
+        # A table that the backup creates may have such a name; a schema cannot.
         tables = {entry.name for entry in self.entries if entry.kind == "TABLE"}
-        return self.noted["data"].keys() - tables - {""}
+        found = set(self.noted["data"]) - tables - {""}
+        if self.noted["restrict"]:  # else psql is restricted by us, see `loading`
+            found.update(self.noted["command"])
+        return found
 
     @property
     def tables_without_data(self) -> set[str]:
@@ -1812,6 +1820,8 @@ class Reading:
     def note(self, what: str, value: str) -> None:
         """Note what was told; leave out of the load what is about the server."""
         entry = self.entry
+        if what == "command" and entry.kind not in ("", AFTER_END):
+            return  # psql obeys none between \restrict and \unrestrict
         if what == "encoding":
             self.codec = codec_of(value)
         if what == "on database":
@@ -2600,6 +2610,7 @@ def require_loadable(reading: Reading, server: Database) -> None:
     """Raise NotJudged if a load would fail, or would change other databases."""
     newest = reading.versions[-1]
     foreign = reading.named("FOREIGN TABLE") & reading.named("TABLE DATA")
+    strange = ", ".join(sorted(reading.strange))
     # Subscriptions are among these: they keep their database from being dropped.
     beyond = ", ".join(sorted(reading.noted["server"]))
     for is_so, fact, hint in [
@@ -2623,11 +2634,7 @@ def require_loadable(reading: Reading, server: Database) -> None:
             f"it holds rows of foreign tables: {', '.join(foreign)}",
             "a load would write into the other server: dump without them",
         ),
-        (
-            reading.catalogs,
-            "it writes into PostgreSQL's own tables",
-            "pg_dump writes nothing of the kind: find out who did",
-        ),
+        (strange, f"pg_dump never writes this: {strange}", "find out who did"),
         (
             beyond and not server.private,
             f"it changes more than its database: {beyond}",

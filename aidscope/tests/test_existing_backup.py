@@ -401,6 +401,7 @@ COPY pg_catalog.pg_description (objoid, classoid, objsubid, description) FROM st
 
 """
 HEAD = b"--\n-- PostgreSQL database dump\n--\n\n"
+FOOT = "--\n-- PostgreSQL database dump complete\n--\n\n"
 CLUSTER = HEAD.replace(b"database dump", b"database cluster dump")
 TAR = b"a.sql".ljust(257, b"\0") + b"ustar\x0000".ljust(255, b"\0")
 
@@ -643,18 +644,24 @@ BEYOND = (
         "error",
         "it holds the databases one, two",
     ),
-    Content("own tables, by COPY", f"{OWN_TABLE}{KEPT}", "error", "own tables"),
+    Content("own tables, by COPY", f"{OWN_TABLE}{KEPT}", "error", "this: pg_catalog"),
+    Content(
+        "a command for psql, after its own restriction",
+        f"\\restrict x\n{KEPT}{FOOT}\\unrestrict x\n\\connect postgres\n",
+        "error",
+        r"this: \connect",
+    ),
     Content(
         "own tables, by a name without a schema",
         f"{KEPT}COPY pg_shdescription FROM stdin;\n\\.\n",
         "error",
-        "own tables",
+        "this: pg_shdescription",
     ),
     Content(
         "own tables, by INSERT",
         f"{KEPT}INSERT INTO pg_catalog.pg_description VALUES (1, 1, 0, 'x');",
         "error",
-        "own tables",
+        "this: pg_catalog",
     ),
 )
 
