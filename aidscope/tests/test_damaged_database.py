@@ -149,3 +149,24 @@ def hashes_of(made: Made) -> set[str]:
     contents = drill.contents_from(made.facts, made.definitions)
     facts = contents.facts | contents.definitions
     return {text for _, text in facts if " hash " in text}
+
+
+class NamesakesTests(Case):
+    """Operators of one name have one comment, but each has its owner."""
+
+    def test_owner_of_one(self) -> None:
+        """It is seen if one of three gets another owner."""
+        before, after = map(
+            operators_of, (("anna", "ben", "ben"), ("anna", "anna", "ben"))
+        )
+        self.assertNotEqual(before, after)
+
+
+def operators_of(owners: tuple[str, ...]) -> set[drill.Fact]:
+    """The definitions of operators with these owners."""
+    entries = [
+        f"--\n-- Name: ===; Type: OPERATOR; Schema: public; Owner: {owner}\n--\n\n"
+        f"CREATE OPERATOR public.=== ({number});\n\n\n"
+        for number, owner in enumerate(owners)
+    ]
+    return drill.definitions_in("".join(entries))

@@ -406,11 +406,15 @@ class PrivateTests(Case, table=LACKING):
         says = ("23514 by ExecConstraints", "by ALTER DATABASE", "OPTIONS")
         self.assert_verdict(over, "error", *says, act="restore")
 
-    def test_time_zone_of_the_source(self) -> None:
-        """It holds for what is restored, too, where values and bounds rest on it."""
+    def test_time_zone_and_dates_of_the_source(self) -> None:
+        """They hold for what is restored, too, where values and bounds rest on them."""
         sql = """
         ALTER DATABASE {me} SET timezone TO 'Asia/Tokyo';
+        ALTER DATABASE {me} SET datestyle TO 'German, DMY';
         SET timezone TO 'Asia/Tokyo';
+        SET datestyle TO 'German, DMY';
+        CREATE TABLE told (at date, CHECK (at::text ~ '^31.12'));
+        INSERT INTO told VALUES ('2024-12-31');
         CREATE FUNCTION public.day(timestamptz) RETURNS date IMMUTABLE
         RETURN $1::date;
         CREATE TABLE t (at timestamptz, day date GENERATED ALWAYS AS (day(at)) STORED,
@@ -440,10 +444,10 @@ class PrivateTests(Case, table=LACKING):
 
     def test_settings_of_the_role(self) -> None:
         """So it is where its role has settings that are not made there."""
-        sql = """CREATE TABLE t (on_day date CHECK (on_day::text = '03/02/2024'));
-        SET datestyle TO 'SQL, DMY'; INSERT INTO t VALUES ('03/02/2024')"""
+        sql = """CREATE TABLE t (span interval CHECK (span::text = '1 2:00:00'));
+        SET intervalstyle TO 'sql_standard'; INSERT INTO t VALUES ('1 2:00:00')"""
         with place() as here, role("SUPERUSER") as user, database(sql) as name:
-            execute("postgres", f"ALTER ROLE {user} SET datestyle TO 'SQL, DMY'")
+            execute("postgres", f"ALTER ROLE {user} SET intervalstyle TO sql_standard")
             over = drilled(here, "--live", database=name, user=user)
         self.assert_verdict(over, "error", "23514", "OPTIONS", act="restore")
 

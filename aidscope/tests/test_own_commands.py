@@ -380,6 +380,26 @@ class MadeTests(Case, table=MADE):
         self.assert_verdict(over, "failed", says, act="validation")
         self.assert_verdict(good, "passed")
 
+    def test_busy_partitions_and_sequences_without_data(self) -> None:
+        """So are they not: rows of all partitions, and the value of a sequence."""
+        change = """
+        CREATE TABLE IF NOT EXISTS parted (id int) PARTITION BY RANGE (id);
+        CREATE TABLE IF NOT EXISTS low PARTITION OF parted FOR VALUES FROM (0) TO (9);
+        CREATE SEQUENCE IF NOT EXISTS number;
+        INSERT INTO parted VALUES (1);
+        SELECT nextval('number')"""
+        command = (
+            f'psql -q -c "{change}"; pg_dump --exclude-table-data low'
+            ' --exclude-table-data number --file "$BACKUP_FILE"'
+        )
+        with place() as here, database(f"{KEPT}; {change}") as source:
+            over = commanded(here, *LIVE, "--backup-command", command, source=source)
+        says = (
+            "expected  table public.parted: its data, which change",
+            "expected  sequence public.number: its data, which change",
+        )
+        self.assert_verdict(over, "failed", *says, act="validation")
+
     def test_data_for_tables_of_its_own(self) -> None:
         """A backup of data alone is judged where a command brings the tables."""
         load = "psql -q -f '{here}/schema' && pg_restore -d \"$PGDATABASE\""

@@ -530,6 +530,17 @@ INSERT INTO public.kept VALUES ('{SECRET}')
 """
 
 
+class LongLineTests(Case):
+    """A long line of a definition is looked through in no time."""
+
+    def test_many_urls(self) -> None:
+        """Even if it might be one password after the other."""
+        sql = f"CREATE TABLE t (x text DEFAULT '{'http://a:b/' * 10000}')"
+        entry = "-- Name: t; Type: TABLE; Schema: public; Owner: -"
+        script = f"--\n{entry}\n--\n\n{sql};\n\n"
+        self.assertEqual(len(drill.definitions_in(script)), 4)
+
+
 class RowTests(Case):
     """No row is shown, whatever code PostgreSQL tells of it."""
 
