@@ -29,6 +29,7 @@ restored database must have the definitions of that.
     fact        a thing and a text about it: table public.film: 1000 rows
     contents    the facts and the definitions of a database
     difference  a fact that one of two databases lacks
+    act         set-up, creation, validation, restore; each has a verdict
     evidence    what a run has found, as it is printed and reported
 
 A failure (BackupIsBad) says that the backup is bad; an error (NotJudged) says
@@ -199,7 +200,7 @@ def load_tests(loader: unittest.TestLoader, *_: object) -> unittest.TestSuite:
 
 
 class Drill:
-    """One run; what one stage makes is kept for the stages that follow."""
+    """One run; what one act makes is kept for the acts that follow."""
 
     def __init__(self, options: Options, enter: Callable[[Context], Any]) -> None:
         self.options = options
@@ -216,7 +217,7 @@ class Drill:
         self.is_private = self.options.private or not self.configured
         if not self.is_private:
             self.enter(scratch_work(self.configured))
-        elif not self.options.backup:  # which tells the version of its server
+        elif not self.options.backup:  # that must be read first, for its version
             _ = self.starting  # a first access starts it, in the background
 
     @cached_property
@@ -288,7 +289,7 @@ class Drill:
         backup = self.backup
         server = self.configured
         if self.is_private:
-            server, _ = self.starting  # reading needs its programs alone
+            server, _ = self.starting  # reading needs only its programs
         with self.unchanged():
             reading, sha256 = validated_reading(backup, server)
         roles = sorted(reading.roles - {"PUBLIC"})
@@ -311,8 +312,9 @@ class Drill:
             with step("use the restored database"):
                 insert_through_sequences(restored)
         seconds = self.evidence["seconds_to_restore"]
-        fact = "the restore took too long"
-        require_limit(self.evidence, "max_restore", fact, seconds)
+        require_limit(
+            self.evidence, "max_restore", "the restore took too long", seconds
+        )
         require_checks(restored, self.project, self.evidence["checks"])
 
     def loaded(self) -> tuple["Database", "Program | None"]:
@@ -414,14 +416,14 @@ kill -s KILL 0
 """
 MOST_SHOWN = 2**14  # bytes of what a team's or the project's code prints
 GUARD_SECONDS = 60  # within which a guard must end: its folder may be large
-ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # they ask us to end
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # they ask us to end
 # PostgreSQL's programs get only these variables.
 PASSED_ON = ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH", "KRB5CCNAME")
 # pg_dump: warning: it rains
 # gzip: x.gz: decompression OK, trailing garbage ignored
 # psql:<stdin>:33: WARNING:  01000: it rains
-# Of psql's, the message is left out, as it may quote a value; and class 25 is, as a
-# backup loads large objects between a BEGIN and a COMMIT of its own.
+# Of psql's, the message is left out, as it may quote a value; and class 25 is,
+# as a backup loads large objects between a BEGIN and a COMMIT of its own.
 WARNING = re.compile(
     r"^(pg_\w+: (?:warning|hint|detail).*|(?:gzip|bzip2): .*"
     r"|psql:.*?:\d+: \S+:  (?!25)\w{5})",
@@ -433,28 +435,28 @@ WARNING = re.compile(
 def interruptible() -> Iterator[None]:
     """Raise KeyboardInterrupt in the block on SIGINT, SIGTERM and SIGHUP."""
     # A signal that is ignored from the start, as nohup does, stays ignored.
-    before = {number: signal.getsignal(number) for number in ENDINGS}
-    for number in ENDINGS:
+    before = {number: signal.getsignal(number) for number in ENDING_SIGNALS}
+    for number in ENDING_SIGNALS:
         if before[number] != SIG_IGN:
             signal.signal(number, interrupt)
     # A program that asks a terminal for a passphrase then fails; else it would stop.
     signal.signal(signal.SIGTTIN, SIG_IGN)
     signal.signal(signal.SIGTTOU, SIG_IGN)
-    yield  # no exception comes out of here: this is a fixture of unittest's
+    yield  # no exception comes from here, as this is a fixture of unittest
     if __name__ != "__main__":  # else nothing follows
-        for number in ENDINGS:
+        for number in ENDING_SIGNALS:
             signal.signal(number, before[number])
 
 
 def interrupt(number: int, _frame: object) -> None:
     """Raise KeyboardInterrupt, with the name of the signal."""
-    ignore_endings()
+    ignore_signals()
     raise KeyboardInterrupt(signal.Signals(number).name)
 
 
-def ignore_endings() -> None:
+def ignore_signals() -> None:
     """Ignore these signals, as the drill cleans up."""
-    for number in ENDINGS:
+    for number in ENDING_SIGNALS:
         signal.signal(number, SIG_IGN)
 
 
@@ -484,7 +486,7 @@ def guarded(folder: Path) -> Iterator[int]:
 @contextmanager
 def started_run(options: Options, evidence: Evidence) -> Iterator["Run"]:
     """A run and its folder, which is gone after the block."""
-    # Python's tempfile would silently leave a TMPDIR that is full or missing.
+    # Python's tempfile would silently use another folder if that is full or missing.
     parent = Path(environ.get("TMPDIR") or tempfile.gettempdir())
     number = os.urandom(8).hex()
     folder = parent.absolute() / f"{MARK}{number}"
@@ -495,7 +497,7 @@ def started_run(options: Options, evidence: Evidence) -> Iterator["Run"]:
         try:
             yield Run(options, folder, group, evidence)
         finally:
-            ignore_endings()
+            ignore_signals()
     if folder.exists():
         evidence["scratch_dropped"] = False
         log.warning("left behind: the folder of this run, %s", folder)
@@ -683,16 +685,16 @@ def output_of(starting: Context) -> str:
 
 # --- Verdicts ----------------------------------------------------------------
 # In: what a program said when it failed. Out: a failure or an error. Promised:
-# a load by psql that fails makes a backup bad by the lists below alone, or if the
-# backup holds a command for psql. What a program says is classified as it was
-# said, and redacted where it is shown; no value of a row is shown.
+# a load by psql that fails makes a backup bad by the lists below alone, or if
+# the backup holds a command for psql. What a program says is classified as it
+# was said, and redacted where it is shown; no value of a row is shown.
 
 # Patterns for a SQLSTATE and the server's function that reported it, such as
 # 22P02:pg_strtoint32_safe. Only a backup's content can cause these; or settings that
 # are lost, see BY_SETTINGS:
 BLAMED_ALWAYS = (
-    # Not a value of its type; but 22023 is about a parameter, and money is written as
-    # lc_monetary of the source has it.
+    # Not a value of its type; but 22023 is about a parameter, and money is
+    # written as lc_monetary of the source has it.
     "22(?!023|P02:cash_in)",
     "42P06|42P07|42701|42723",  # a schema, relation, column, function twice
     "42710:(?!CreateExtension|CreateRole)",  # another object twice
@@ -705,16 +707,17 @@ BLAMED_ON_SAME_MAJOR = (
     "42601",  # a syntax error
     # No such table, column, function, schema; but not a library, an extension:
     "(42P01|42703|42883|3F000):(?!load_external_function|CreateExtension)",
-    "42704:(typenameType|compute_return_type|get_extension_oid)",  # no such type
-    "42704:AlterPublication",
+    # No such type; no such extension for a comment on it:
+    "42704:(typenameType|compute_return_type|get_extension_oid)",
+    "42704:AlterPublication",  # no such publication for a table of it
     "42803",  # a view that groups by a key which is lost
     "42809|42830",  # a wrong kind of relation; no key for a foreign key
-    "55000:ATExecAttachPartitionIdx",
+    "55000:ATExecAttachPartitionIdx",  # the index of a table that is no partition
 )
 # These too, in the locale of the source, as texts may be ordered otherwise
 # elsewhere: duplicate keys, CHECKs, exclusions, partition bounds.
-BLAMED_IN_SAME_LOCALE = ("23505|23514|23P01|42P17",)
-# What a code means of rows, where PostgreSQL's own message could quote one.
+BLAMED_IN_SAME_ORDER = ("23505|23514|23P01|42P17",)
+# What a code says about a row, where PostgreSQL's own message could quote one.
 MEANINGS = {
     "42601": "a syntax error",
     "22021": "bytes that are not text in its encoding",
@@ -729,9 +732,9 @@ MEANINGS = {
     "42883": "a function that is missing",
     "42P01": "a table that is missing",
 }
-# Where a statement reads rows, the message of an error may quote a value; not if it is
-# about the number of rows, the transaction or the server, nor if one of these functions
-# reports it, which look at the text of the statement alone.
+# Where a statement reads rows, the message of an error may quote a value; not
+# if it is about the number of rows, the transaction or the server, nor if one
+# of these functions reports it, which look at the text of the statement alone.
 QUOTES_NO_VALUE = (
     "2[15]|5[37]|.*:(parserOpenTable|errorMissing|ParseFunc|op_error|transformSubLink"
     "|ResolveOpClass)"
@@ -767,7 +770,11 @@ class Report:
         return f"{self.code}:{self.function}"
 
     def sentence(self, of_rows: bool = False, reads_rows: bool = False) -> str:
-        """The error; in our words where PostgreSQL's message may quote a value."""
+        """The error; in our words where PostgreSQL's message may quote a value.
+
+        So it may if the statement holds rows, of_rows, and for most errors if it reads
+        some, reads_rows.
+        """
         # 22023 is about a parameter; 38 is of functions in other languages.
         may_quote = of_rows or re.match(
             "22(?!023)|38|P0|.*:exec_stmt_raise", self.cause
@@ -785,7 +792,7 @@ class Report:
         if same_major:
             patterns += BLAMED_ON_SAME_MAJOR
         if same_order:
-            patterns += BLAMED_IN_SAME_LOCALE
+            patterns += BLAMED_IN_SAME_ORDER
         return any(re.match(pattern, self.cause) for pattern in patterns)
 
 
@@ -842,8 +849,9 @@ def indented(sentences: Iterable[object]) -> str:
 
 # -X: a ~/.psqlrc must not matter. Without ON_ERROR_STOP, psql would end well.
 PSQL = ("-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-v", "VERBOSITY=verbose")
-# Options of all our sessions: no timeout but ours; standard quoting, as the reader
-# of backups expects; and a server that soon notices that its client was killed.
+# Options of all our sessions: no timeout but ours; standard quoting, as the
+# reader of backups expects; and a server that soon notices that its client was
+# killed.
 SETTINGS = (
     "-c statement_timeout={timeout} -c lock_timeout=0 -c idle_session_timeout=0"
     " -c idle_in_transaction_session_timeout=0 -c default_transaction_read_only=off"
@@ -851,8 +859,9 @@ SETTINGS = (
 )
 LONGEST_TIMEOUT = 2**31 - 1  # milliseconds, of PostgreSQL
 SCRATCH_NAME = f"^{MARK}[0-9a-f]{{16}}_(source|reference|restored)$"
-# A run that has scratch databases on the server of the settings holds a lock there,
-# whose key is the number in their names. If nobody holds it, the run is over.
+# A run that has scratch databases on the server of the settings holds a lock
+# there, whose key is the number in their names. If nobody holds it, the run is
+# over.
 DROPPABLE = """
 SELECT datname
   FROM pg_database
@@ -866,9 +875,9 @@ SELECT datname
               AND objsubid = 1))  -- its key is one bigint
 """
 FROM_OTHERS = "dropping a database of a killed run"
-# First, their sessions are ended; no column of that is of interest. DROP DATABASE
-# with FORCE would fail for an ordinary role where an autovacuum worker is; without
-# FORCE, it waits for that.
+# First, their sessions are ended; no column of that is of interest. DROP
+# DATABASE with FORCE would fail for an ordinary role where an autovacuum
+# worker is; without FORCE, it waits for that.
 DROP = rf"""
 SELECT
   FROM ({DROPPABLE}) AS d,
@@ -970,8 +979,9 @@ class Database:
     def held(self, script: str) -> Iterator[str]:
         """The answer of a session that stays open until the block ends."""
         # psql runs the script, and then waits for its stdin, where nothing comes.
-        arguments = (*PSQL, "-c", script, "-f", "-")
-        with self.started("psql", *arguments, stdin=PIPE, stdout=PIPE) as psql:
+        with self.started(
+            "psql", *PSQL, "-c", script, "-f", "-", stdin=PIPE, stdout=PIPE
+        ) as psql:
             answer = psql.popen.stdout.readline().decode().strip()
             if not answer:  # psql has failed
                 psql.wait()
@@ -999,7 +1009,7 @@ def scratch_work(server: Database) -> Iterator[None]:
         try:
             yield
         finally:
-            ignore_endings()
+            ignore_signals()
             drop_databases(server)
 
 
@@ -1045,8 +1055,8 @@ def made_database(
 
 # --- Contents ----------------------------------------------------------------
 # In: a database. Out: what it holds, as sets of facts. Promised: two databases
-# with equal facts and definitions hold the same rows, sequences, large objects and
-# objects. OIDs and the order of rows do not matter.
+# with equal facts and definitions hold the same rows, sequences, large objects
+# and objects. OIDs and the order of rows do not matter.
 
 LARGE_OBJECTS = "large objects"  # counted and hashed as the rows of one table
 # Facts that a backup tells, too: 1000 rows; of a sequence: 7, not called yet
@@ -1064,8 +1074,8 @@ class Contents:
     reasons: StringDict  # thing -> why no backup brings it back as it is
     extensions: StringDict  # thing -> the extension that it belongs to
     roots: StringDict  # partition -> the top table, to which its rows are counted
-    # Things that are not compared: their facts or their definitions changed while
-    # the backup was made, or an existing backup does not tell them.
+    # Things that are not compared: their facts or their definitions changed
+    # while the backup was made, or an existing backup does not tell them.
     moved: Things = frozenset()  # whose facts are not compared
     altered: Things = frozenset()  # whose definitions are not compared
 
@@ -1096,8 +1106,8 @@ LITERAL = r"'(?:[^']|'')*'"
 # ALTER ROLE anna PASSWORD 'open sesame'; postgresql://anna:sesame@h/live
 # Each alternative goes over a line once, as a line may be very long.
 PASSWORD = r"(?im)^(?=.*passw(or)?d)(?=.*[='\"]).*|^(?=.*://)(?=.*@).*"
-# Of this run. Differences show hashes; without it, the row of a small table could be
-# guessed from its hash, and a password from that of a definition.
+# Of this run. Differences show hashes; without it, the row of a small table
+# could be guessed from its hash, and a password from that of a definition.
 SALT = os.urandom(16).hex()
 # Text depends on these settings.
 PINNED = """
@@ -1107,8 +1117,9 @@ SET extra_float_digits TO 3; SET lc_monetary TO 'C'; SET xmloption TO 'content';
 SET quote_all_identifiers TO off; SET standard_conforming_strings TO on;
 SET search_path TO ''; SET row_security TO off; SET jit TO off;
 """
-# What belongs to an extension is made by the extension, except rows of the tables
-# that it lists as configuration, perhaps under a condition: pg_dump writes those.
+# What belongs to an extension is made by the extension, except rows of the
+# tables that it lists as configuration, perhaps under a condition: pg_dump
+# writes those.
 # OIDs below 16384 are PostgreSQL's own.
 RELATION = r"""
 WITH RECURSIVE member AS (
@@ -1141,8 +1152,10 @@ relation AS (
        AND (extension IS NOT NULL
             OR ('pg_class'::regclass, c.oid) NOT IN (TABLE member)))
 """
-# These queries follow RELATION, which ends before its SELECT. \gexec runs each cell
-# of the result as a statement.
+# These queries follow RELATION, which ends before its SELECT. What they select
+# is a list: its kind (rows, fact, reason, extension, root), a thing, and what
+# is told of it.
+# \gexec runs each cell of a result as a statement.
 LOCKS = r"""
 SELECT format('LOCK TABLE ONLY %s IN ACCESS SHARE MODE', sql)
   FROM relation
@@ -1158,7 +1171,7 @@ SELECT format('SELECT json_build_array(''reason'', %L, '
    AND relfilenode <> pg_relation_filenode(oid) \gexec
 """
 SEQUENCES = r"""
-SELECT format('SELECT json_build_array(''line'', %L, last_value || '
+SELECT format('SELECT json_build_array(''fact'', %L, last_value || '
               'CASE WHEN is_called THEN '''' ELSE '', not called yet'' END) '
               'FROM %s', 'sequence ' || name, sql)
   FROM relation
@@ -1172,16 +1185,17 @@ SELECT json_build_array('file', 'sequence ' || name, relfilenode)
   FROM relation
  WHERE relkind = 'S';
 """
-# A row's hash is the XOR of its values' hashes, each seeded with the hash of its
-# column's name: a restore may order the columns of an inheritance child
+# A row's hash is the XOR of its values' hashes, each seeded with the hash of
+# its column's name: a restore may order the columns of an inheritance child
 # differently. It is hashed once more before it is summed; else two rows could
-# exchange values unseen. ROW() turns any type into text, at thrice the cost; the
-# types named here are compared as exactly without it. A bigint is given as the
-# seed, which has 64 bits, as hashint8extended would fold it into 32. The rows
-# of partitions count for the table at the top, as their leaf may change at a restore.
-# `origin` is a template that says where the rows are, such as WHOLE_TABLE. For each
-# table and leaf this is asked, with pg_catalog before the names of functions and
-# operators:
+# exchange values unseen. ROW() turns any type into text, at thrice the cost;
+# the types named here are compared as exactly without it. A bigint is given as
+# the seed, which has 64 bits, as hashint8extended would fold it into 32. The
+# rows of partitions count for the table at the top, as their leaf may change
+# at a restore.
+# `template` says where the rows are, such as WHOLE_TABLE, with %2$s for the
+# relation, and %3$s for its row type. For each table and leaf this is asked,
+# with pg_catalog before the names of functions and operators:
 # SELECT json_build_array('rows', 'table public.film', count(*), coalesce(sum(
 #        hashint4extended(0,
 #        coalesce(hashint4extended(17, t.id), 0)
@@ -1191,13 +1205,16 @@ ROWS = r"""
 SELECT CASE WHEN is_planned THEN 'SET search_path TO DEFAULT' END,
        format('SELECT pg_catalog.json_build_array(''rows'', %4$L, pg_catalog.count(*), '
               'coalesce(pg_catalog.sum(pg_catalog.hashint4extended(0, %1$s)), 0)) '
-              'FROM ' || :'origin', coalesce(hash, '0'), origin, sql, 'table ' || top),
+              'FROM ' || :'template',
+              coalesce(hash, '0'), origin, sql, 'table ' || top),
        CASE WHEN is_planned THEN 'SET search_path TO ''''' END
   FROM (SELECT r.*,
                coalesce(root.name, r.name) AS top,
-               -- A query is planned by the functions of indexes and statistics,
-               -- which may find what they need by the search_path alone. There,
-               -- anybody may have functions of the names that are used here.
+               -- To plan a query, PostgreSQL may call the functions in a table's
+               -- index expressions and statistics. They may need the search_path
+               -- of the database, so that is set for these tables. As anybody
+               -- may have functions there, those named here have pg_catalog
+               -- before them.
                EXISTS (SELECT FROM pg_index
                         WHERE indrelid = r.oid
                           AND (indexprs IS NOT NULL OR indpred IS NOT NULL))
@@ -1228,10 +1245,11 @@ SELECT CASE WHEN is_planned THEN 'SET search_path TO DEFAULT' END,
         WHERE attnum > 0
           AND NOT attisdropped
         GROUP BY attrelid) AS h ON attrelid = leaf.oid
- WHERE NOT (relpersistence = 'u' AND pg_is_in_recovery())  -- else it is empty
+ WHERE NOT (relpersistence = 'u' AND pg_is_in_recovery())  -- which nobody can read
 """
 WHOLE_TABLE = "%2$s AS t"
-# lo_get reads at most 1 GB, and a large object holds up to 4 TB.
+# lo_get reads at most 1 GB, and a large object holds up to 4 TB. x'40000'
+# (INV_READ) opens one for reading; 2 (SEEK_END) counts from its end.
 LARGE = r"""
 SELECT json_build_array('rows', 'large objects', count(*), coalesce(sum(hash), 0))
   FROM pg_largeobject_metadata AS l,
@@ -1247,11 +1265,13 @@ LATERAL hashtextextended(ROW(
            FROM generate_series(0, size - 1, 1048576) AS at)
         )::text COLLATE "C", 0) AS hash;
 """
-# The names of all objects, and why a backup does not hold one, or not as it is. Left
-# out are names that pg_dump never writes: of temporary objects, of foreign keys that
-# a partition has from its parent, of triggers that PostgreSQL numbers.
+# The names of objects that depend on others, as nearly all do (definitions
+# name the rest, such as schemas), and why a backup does not hold one, or not
+# as it is. Left out are names that pg_dump never writes: of temporary objects,
+# of foreign keys that a partition has from its parent, of triggers that
+# PostgreSQL numbers.
 NAMES = r"""
-SELECT json_build_array(CASE WHEN reason IS NULL THEN 'line' ELSE 'reason' END,
+SELECT json_build_array(CASE WHEN reason IS NULL THEN 'fact' ELSE 'reason' END,
                         type || ' ' || coalesce(r.name, identity),
                         coalesce(reason, 'in order, by ' || amname, 'in order'))
   FROM (SELECT classid, objid
@@ -1285,8 +1305,8 @@ LATERAL (SELECT CASE
    AND identity !~ '(^|\m(on|for) )pg_(toast|temp_\d+|toast_temp_\d+)(\.|$)'
    AND identity !~ '_ConstraintTrigger_[a-z_]*\d+"';
 """
-# What may differ in another version of an extension: the rows of the tables that it
-# lists, and the indexes, constraints and triggers of its tables.
+# What may differ in another version of an extension: the rows of the tables
+# that it lists, and the indexes, constraints and triggers of its tables.
 EXTENSIONS = r"""
 SELECT json_build_array('extension', kind || name, extension)
   FROM relation,
@@ -1346,7 +1366,7 @@ SELECT json_build_array('reason', 'whether subscriptions are enabled',
  WHERE EXISTS ({SUBSCRIPTIONS});
 """
 POPULATED = r"""
-SELECT json_build_array('line', 'rows of materialized view ' || name, 'made')
+SELECT json_build_array('fact', 'rows of materialized view ' || name, 'made')
   FROM relation
  WHERE relkind = 'm'
    AND relispopulated;
@@ -1384,7 +1404,7 @@ def facts_of(database: Database, snapshot: str = "") -> Context:
         script += "SET max_parallel_workers_per_gather TO 0;\n"
         # From now on, nothing is truncated; pg_dump locks what it dumps, too.
         script += f"{RELATION}{LOCKS}{RELATION}{TRUNCATED}"
-    return database.psql(script + ALL_FACTS, origin=WHOLE_TABLE)
+    return database.psql(script + ALL_FACTS, template=WHOLE_TABLE)
 
 
 def reading_definitions(database: Database, *arguments: str) -> Context:
@@ -1402,13 +1422,13 @@ def reading_contents(
     if snapshot:
         arguments = ["--snapshot", snapshot]
     with (
-        facts_of(database, snapshot) as facts,
-        reading_definitions(database, *arguments) as definitions,
+        facts_of(database, snapshot) as psql,
+        reading_definitions(database, *arguments) as pg_dump,
     ):
 
         def contents() -> Contents:
-            wait_for(facts, definitions)
-            return contents_from(values_in(facts.stdout()), definitions.stdout())
+            wait_for(psql, pg_dump)
+            return contents_from(values_in(psql.stdout()), pg_dump.stdout())
 
         yield contents
 
@@ -1433,10 +1453,10 @@ def contents_from(facts: list[Any], script: str = "") -> Contents:
             (text,) = values
             told[kind].add((thing, text))
     for thing, count in rows.items():
-        told["line"].add((thing, f"{count} rows"))
-        told["line"].add((thing, f"rows with hash {salted_hash(totals[thing])}"))
+        told["fact"].add((thing, f"{count} rows"))
+        told["fact"].add((thing, f"rows with hash {salted_hash(totals[thing])}"))
     return Contents(
-        told["line"],
+        told["fact"],
         script,
         reasons=dict(told["reason"]),
         extensions=dict(told["extension"]),
@@ -1455,8 +1475,8 @@ def definitions_in(script: str) -> set[Fact]:
     lines = script.split("\n")
     entries = Reading(io.BytesIO(encoded(script))).entries
     for entry, following in pairwise(entries):
-        # A header and a footer have no schema. Whether a materialized view was made
-        # is told by POPULATED.
+        # A header and a footer have no schema. Whether a materialized view was
+        # made is told by POPULATED.
         if not entry.schema or entry.kind == "MATERIALIZED VIEW DATA":
             continue
         thing = entry.thing.replace('"', "")  # some versions quote names there
@@ -1533,20 +1553,21 @@ def differences_of_facts(expected: set[Fact], found: set[Fact]) -> list[Differen
 
 
 def unaccepted(apart: list[Difference], run: Run) -> list[Difference]:
-    """The differences that no --accept fits, redacted; notes the accepted ones."""
+    """The differences that no --accept matches, redacted; notes the accepted ones."""
     rest = []
     for difference in apart:
         shown = Difference(*map(run.redacted, difference))
-        globs = [glob for glob in run.options.accept if fnmatchcase(shown.line, glob)]
-        if globs:
-            run.evidence["accepted"][str(shown)] = globs[0]
+        for glob in run.options.accept:
+            if fnmatchcase(shown.line, glob):
+                run.evidence["accepted"][str(shown)] = glob
+                break
         else:
             rest.append(shown)
     return rest
 
 
-# Of each of the smallest tables up to 100 rows, which are not all NULL: as they are,
-# and with NULL in place of all values of one row.
+# Of each of the smallest tables up to 100 rows, which are not all NULL: as
+# they are, and with NULL in place of all values of one row.
 SMALLEST = """
    AND pg_relation_size(leaf.oid) > 0
  ORDER BY pg_relation_size(leaf.oid), leaf.oid
@@ -1561,8 +1582,8 @@ UNION ALL (SELECT * FROM picked OFFSET 1))"""
 def require_differences_seen(restored: Database, found: Contents) -> None:
     """Raise NotJudged unless a changed value, definition and name is seen."""
     script = f"{PINNED}{RELATION}{ROWS}{SMALLEST}"
-    some_rows = contents_from(restored.ask(script, origin=f"{SOME_ROWS} AS t"))
-    changed_rows = contents_from(restored.ask(script, origin=f"{CHANGED_ROWS} AS t"))
+    some_rows = contents_from(restored.ask(script, template=f"{SOME_ROWS} AS t"))
+    changed_rows = contents_from(restored.ask(script, template=f"{CHANGED_ROWS} AS t"))
     facts_alone = replace(found, script="")  # no definitions are read again
     names = [fact for fact in found.facts if fact[1] == "in order"]
     one_less = replace(facts_alone, facts=found.facts - set(names[:1]))
@@ -1579,8 +1600,9 @@ def require_differences_seen(restored: Database, found: Contents) -> None:
     if not differences_between(found, replace(found, script=other_sql)):
         unseen.append("a definition")
     if unseen:
-        fact = "the drill's own comparison saw no change"
-        raise NotJudged(f"{fact} of {', '.join(unseen)}")
+        raise NotJudged(
+            f"the drill's own comparison saw no change of {', '.join(unseen)}"
+        )
 
 
 # --- Reading a backup --------------------------------------------------------
@@ -1607,8 +1629,9 @@ ENTRY = re.compile(
     rb" Type: ([^;]*); Schema: (.*); Owner: ?([^;\r\n]*)"
 )
 LONGEST_ENTRY = 2**13  # bytes of its comment
-# The body of a function begins a line: "    AS $_$", and ends with $_$ again. Text
-# that a line leaves open is put before the next line, so that \A is where it began.
+# The body of a function begins a line: "    AS $_$", and ends with $_$ again.
+# Text that a line leaves open is put before the next line, so that \A is where
+# it began.
 BODY = rb"\A    AS (\$\w*\$)"
 # Everything before an open end: texts and names such as 'it''s' and "a b", bodies,
 # and what is between. (?>...) keeps the regular expression from trying other ways;
@@ -1623,8 +1646,8 @@ WITHOUT_TEXTS = ("", AFTER_END, "BLOBS")
 FROM_STDIN = b" FROM stdin;\n"  # the rows come after this
 # SELECT pg_catalog.setval('public.film_id_seq', 1000, true);
 SETVAL_END = rb"', (-?\d+), (true|false)\);\n\Z"
-# The beginning of a line -> what it tells; its group is the value. The commonest
-# come first.
+# The beginning of a line -> what it tells; its group is the value. The
+# commonest come first.
 TELLING = {
     rb"(?:INSERT INTO|COPY) (pg_\w+|)": "data",
     rb"SELECT pg_catalog\.lo_(create)\(": "made",
@@ -1662,8 +1685,8 @@ TELLING = {
 }
 TELLS = re.compile(b"|".join(TELLING))
 TOLD = tuple(TELLING.values())
-# Roles that a line names, in addition to the owners in comments: what is skipped,
-# what stands before a role, and all together.
+# Roles that a line names, in addition to the owners in comments: what is
+# skipped, what stands before a role, and all together.
 # ALTER DEFAULT PRIVILEGES FOR ROLE anna GRANT SELECT ON TABLES TO "Ben";
 # CREATE POLICY some ON public.film FOR SELECT TO anna, "Ben" USING (true);
 NO_ROLE = rb""""[^"]*"|'[^']*'| USING .*| WITH CHECK .*"""
@@ -1832,8 +1855,10 @@ class Reading:
         if what == "on database":
             self.left_out[entry] = entry.line
         elif what in ("drop", "server") and not entry.kind:
-            self.left_out.setdefault(entry, self.line)  # from here on
+            # Before the first object: what is from this line to the next entry.
+            self.left_out.setdefault(entry, self.line)
         elif what != "server" or entry not in self.left_out:
+            # What is about the server in an entry that is left out is not loaded.
             self.noted[what][value] += 1
 
     def begin(self, entry: Entry) -> None:
@@ -2225,16 +2250,16 @@ class Format:
     """How the files of a format begin, and what turns them into SQL."""
 
     name: str
-    begins: bytes  # a regular expression
+    begins: bytes = rb"(?!)"  # a regular expression; by default, nothing does
     command: Command = ()
     hint: str = ""  # what to do if there is no such command
 
 
-UNREAD = Format("a format of the command's own, which was not read", rb"(?!)")
+UNREAD = Format("a format of the command's own, which was not read")
 KNOWN_FORMATS = (
     Format("custom", rb"PGDMP", PG_RESTORE),
     Format("tar", rb"toc\.dat\0", PG_RESTORE),
-    Format("directory", rb"(?!)", PG_RESTORE),  # no file is one
+    Format("directory", command=PG_RESTORE),
     Format("gzip", rb"\x1f\x8b", ("gzip", "-dc")),
     # Files of pzstd begin with a frame to be skipped, the second form.
     Format(
@@ -2250,18 +2275,24 @@ KNOWN_FORMATS = (
     Format("a tar of other files", rb"(?s).{257}ustar", hint=UNPACK),
     Format("encrypted by openssl", rb"Salted__|U2FsdGVkX1", hint=DECRYPT),
     Format("encrypted by age", rb"age-enc|-----BEGIN AGE", hint=DECRYPT),
-    Format("encrypted by OpenPGP", rb"-----BEGIN PGP|[\x84\x85\x8c]", hint=DECRYPT),
-    Format("encrypted by OpenPGP", rb"[\xc1\xc3][\x00-\x7f]", hint=DECRYPT),
+    # The latter are packets of a session key, in the old form, and in the new
+    # one, which UTF-8 cannot be.
+    Format(
+        "encrypted by OpenPGP",
+        rb"-----BEGIN PGP|[\x84\x85\x8c]|[\xc1\xc3][\x00-\x7f]",
+        hint=DECRYPT,
+    ),
     Format("plain", rb""),  # or anything else, as its content will tell
 )
 FORMATS = {form.name: form for form in KNOWN_FORMATS}
-# The first bytes of a custom archive. No text holds them, as the last is no letter.
+# The first bytes of a custom archive. The last is a control character: hardly
+# any text of a database holds them.
 ARCHIVE_HEAD = b"PGDMP\1"
 # The files of a directory, and how they are compressed:
 # toc.dat, 3456.dat.gz, blob_4711.dat, blobs_16394.toc
 MEMBER = re.compile(r"toc\.dat|(blob_)?\d+\.dat(\.\w+)?|blobs(_\d+)?\.toc(\.\w+)?")
 MEMBER_FORMATS = {".gz": "gzip", ".lz4": "lz4", ".zst": "zstd"}
-# As much of the beginning of a file that is not a backup as cannot be a row.
+# What is shown of a file that is not a backup: a beginning that cannot be a row.
 SHOWN = rb"((--|/\*)[ -~]{0,60}|<[!?a-zA-Z][a-zA-Z ]*|[{\[]|SQLite format)?"
 # What decompressors and pg_restore say of damage, and of nothing else:
 # gzip: x.gz: unexpected end of file
@@ -2296,8 +2327,8 @@ class Backup:
     seconds: float | None = None  # how long it took to write
 
     @property
-    def like(self) -> Database | Reading:
-        """What tells the encoding and the locale of a database for it."""
+    def model(self) -> Database | Reading:
+        """What has the encoding and the locale that a database for it needs."""
         return self.source or self.first_reading
 
     @contextmanager
@@ -2392,6 +2423,7 @@ def readable_backup(found: Backup, programs: "Programs") -> Backup:
     written = backup.written
     for started in first_reading.noted["started"]:
         with suppress(ValueError, OverflowError):  # no such day
+            # The latest that it can be: the time of a clock that is far behind UTC.
             local = datetime.fromisoformat(f"{started}+00:00")
             written = min(written, (local + FARTHEST_BEHIND).timestamp())
     return replace(backup, written=written, first_reading=first_reading)
@@ -2466,7 +2498,7 @@ def recorded_sha256(path: Path) -> str:
     named = "\n".join(re.findall(line, text)) or text
     digests = set(re.findall(r"\b[0-9a-f]{64}\b", named.lower()))
     if len(digests) != 1:
-        log.warning("%s tells no SHA-256 of %s", record, path.name)
+        log.warning("%s does not hold one SHA-256 of %s", record, path.name)
         return ""
     return digests.pop()
 
@@ -2478,7 +2510,7 @@ def recorded_sha256(path: Path) -> str:
 
 def validated_reading(backup: Backup, server: Database) -> tuple[Reading, str]:
     """What a backup says, and its SHA-256. Raises BackupIsBad for damage."""
-    # As it was found, if it was decrypted:
+    # The file as it was given, even if it was decrypted:
     path = server.run.options.backup or backup.path
     with step("read the backup"), hashing(path, server.run) as hasher:
         if backup.format == UNREAD:
@@ -2487,7 +2519,7 @@ def validated_reading(backup: Backup, server: Database) -> tuple[Reading, str]:
             reading, problems = read_whole(backup, server)
         hasher.wait()
         sha256 = hasher.stdout()
-    if size_of(backup.path) == 0:
+    if not size_of(backup.path):
         problems = ["it is empty"]
     if backup.sha256:
         problems = problems_of_checksum(sha256, backup.sha256) + problems
@@ -2603,8 +2635,8 @@ def problems_of_source(reading: Reading, backup: Backup) -> list[str]:
     told = without(told_facts(reading, contents), uncounted)
     told -= {(table, "0 rows") for table in tables - filled}
     problems = list(map(str, unaccepted(differences_of_facts(had, told), run)))
-    if problems and run.options.live and not run.options.backup_command:
-        problems.insert(0, "if a table was truncated beside the dump, run again")
+    if problems and run.options.live:
+        problems.insert(0, "if rows came and went meanwhile, run again")
     alike = {text for _, text in had & told if re.fullmatch(TOLD_BY_BACKUPS, text)}
     if problems and alike <= {"0 rows"}:
         problems.insert(0, ELSEWHERE)
@@ -2698,8 +2730,8 @@ SELECT to_json(:{?known});
 # A warning that rights were left as they are:
 # psql:<stdin>:99: WARNING:  01006: no privileges could be revoked for "hstore"
 NO_RIGHTS = re.compile(r"^psql:.*?:\d+: \S+:  0100[67]:", re.MULTILINE)
-# Codes of a check that had no answer: the time was up, the server ended, its limits
-# were reached.
+# Codes of a check that had no answer: the time was up, the server ended, its
+# limits were reached.
 NO_ANSWER = "08|5[37]|58(?!P01)"
 # The line feed ends a comment at the end of the check.
 CHECK = r"""
@@ -2725,8 +2757,9 @@ UNMATCHED = (
 # A locale that orders texts by their bytes: ... LC_COLLATE = 'C' ...
 BY_BYTES = r"(?s)^(?!.*(?i:icu)).* (LC_COLLATE|LOCALE) (= )?'(C|POSIX)'"
 FIRST_WITH_NAMES = 10  # the version that first wrote names of entries as today
-# Errors that may be due to settings of the database, the role or the server, such
-# as the time zone, which decide what a value is, or whether a row is allowed.
+# Errors that may be due to settings of the database, the role or the server,
+# such as the time zone, which decide what a value is, or whether a row is
+# allowed.
 # An index can rest on a function that pretends not to depend on them.
 BY_SETTINGS = ".* (23514|22007|22008|P0001)|INDEX 23505"
 LOST_SETTINGS = (
@@ -2775,7 +2808,7 @@ def database_for(backup: Backup, server: Database) -> Database:
     name = ""
     if server.run.options.restore_command:
         name = "".join(names - {"postgres", "template1"})  # which are there
-    return made_database(server, "restored", backup.like, name)
+    return made_database(server, "restored", backup.model, name)
 
 
 def load_backup(
@@ -2811,8 +2844,9 @@ def loading(
     """The program that loads the backup."""
     jobs = restored.run.options.jobs
     if jobs > 1 and backup.format.name in ("custom", "directory"):
-        arguments = ("--exit-on-error", "--jobs", jobs, backup.path)
-        with restored.started("pg_restore", *arguments) as pg_restore:
+        with restored.started(
+            "pg_restore", "--exit-on-error", "--jobs", jobs, backup.path
+        ) as pg_restore:
             yield pg_restore
         return
     arguments = ["-1"]
@@ -2836,6 +2870,7 @@ def without_left_out(stream: File, reading: Reading, run: Run) -> Iterator[File]
         yield stream
         return
     script = ""
+    # The last entry is the one that Reading.finish has added.
     for entry, following in pairwise(reading.entries):
         if entry in reading.left_out:
             first = reading.left_out[entry]
@@ -2848,7 +2883,7 @@ def without_left_out(stream: File, reading: Reading, run: Run) -> Iterator[File]
 
 def loading_reference(reference: Database, contents: Contents) -> Context:
     """psql, which loads the source's definitions."""
-    # Not in one transaction: two of 1,000 tables would exhaust the table of locks.
+    # Not in one transaction: two that make 1,000 tables exhaust the table of locks.
     script = REFRESH.sub(r"\1", contents.script)
     name = "the load of the source's definitions"
     return reference.started("psql", *PSQL, "-f", "-", name=name, text=script)
@@ -2916,7 +2951,7 @@ def has_lost_settings(backup: Backup) -> bool:
 
 def has_same_order(restored: Database, backup: Backup) -> bool:
     """Whether texts are certainly in the same order here as at the source."""
-    if restored.locale != backup.like.locale:
+    if restored.locale != backup.model.locale:
         return False
     if backup.source and backup.source.private == restored.private:
         return True  # it is the same server
@@ -3107,16 +3142,17 @@ def verdict_on_manage(
 
 # --- The project -------------------------------------------------------------
 # In: the settings. Out: how they connect, and what Django's commands print.
-# Promised: the project's code runs in processes of its own; while a command runs,
-# every alias leads to a scratch database. Code is led there, not locked in.
+# Promised: the project's code runs in processes of its own; while a command
+# runs, every alias leads to a scratch database. Code is led there, not locked
+# in.
 
 # The first argument with which this file runs itself, as a process of the project.
 DESCRIBE = "--describe-project"
-COMMAND = "--run-project-command"
+RUN_COMMAND = "--run-project-command"
 FAULT_MARK = "the project fails:"  # on stderr, before what went wrong
-# Exceptions whose messages are shown, as they are about code; about the names of
-# settings, while only settings are imported; about the use of Django, if Django
-# itself raises them. The messages of all others may quote a value.
+# Exceptions whose messages are shown, as they are about code; about the names
+# of settings, while only settings are imported; about the use of Django, if
+# Django itself raises them. The messages of all others may quote a value.
 OF_CODE = {
     "builtins.ImportError",
     "builtins.SyntaxError",
@@ -3169,7 +3205,7 @@ class Project:
     ) -> str:
         """What a management command prints, while every alias is this database."""
         name, *_ = command
-        arguments = (COMMAND, self.request(database), *command)
+        arguments = (RUN_COMMAND, self.request(database), *command)
         return answer_of(self.run, f"manage.py {name}", timeouts, *arguments)
 
     def request(self, database: Database) -> str:
@@ -3236,7 +3272,7 @@ def answer_of(
             raise ProjectFails(fact, fault, hint_for(f"{name}: {fault}")) from None
         finally:
             # What DESCRIBE prints is never shown, as no secret is known yet.
-            if arguments[0] == COMMAND:
+            if arguments[0] == RUN_COMMAND:
                 program.show(program.errors)
         return program.stdout()
 
@@ -3270,7 +3306,7 @@ def answer(verb: str, *arguments: str) -> NoReturn:
     try:
         run_in_project(work, *arguments[1:])
     except BaseException as error:  # noqa: BLE001  the process ends below
-        if verb == COMMAND:
+        if verb == RUN_COMMAND:
             print(error, file=errors)  # the whole message, as manage.py does
         print(FAULT_MARK, described(error, shown_in(verb, arguments[0])), file=errors)
         if isinstance(error, NotJudged):
@@ -3433,9 +3469,9 @@ def run_on_scratch_database(request: str, *command: str, stdout: IO[str]) -> Non
 
 # --- A team's own commands ---------------------------------------------------
 # In: a command, and the database that it is given. Out: a file or a database,
-# or a verdict. Promised: PG*, DATABASE_URL and MANAGE name no other database; a
-# restore command has a private server (see `contradiction`); each command runs under
-# a guard of its own; what it prints is shown with --verbose alone.
+# or a verdict. Promised: PG*, DATABASE_URL and MANAGE name no other database;
+# a restore command has a private server (see `contradiction`); each command
+# runs under a guard of its own; what it prints is shown with --verbose alone.
 
 # Most variables of libpq are PG and the parameter, as PGSSLMODE is; these are not:
 IRREGULAR_VARIABLES = {
@@ -3447,10 +3483,11 @@ ELSEWHERE = (
     " PG*, DATABASE_URL and MANAGE. Or are all data left out?"
 )
 NO_ROOM = "No space left on device"
-# So a shell tells that a program must not be run, is missing, or was killed.
+# By these, a shell tells that a program must not be run, is missing, or was killed.
 TOLD_BY_SHELL = (MUST_NOT_RUN, 127, *range(129, 193))
-# Group, process, parent, state and name of a program in a group; but not the guard
-# or a child of it, and not a zombie, Z:
+# Group, process, parent, state and name of a program in a group, {0}; but not
+# the guard, whose process has the same number, or a child of it, and not a
+# zombie, Z:
 #    4711    4720    4719 S    pg_dump
 RUNNING = r"(?m)^ *{0} +(?!{0} )\d+ +(?!{0} )\d+ +(?!Z)\S+ +(.*\S)"
 
@@ -3543,7 +3580,7 @@ def url_of(database: Database) -> str:
 def manage_script(database: Database, project: Project) -> Path:
     """A file that runs the project's management commands on the database."""
     path = database.run.folder / "manage"
-    arguments = (sys.executable, __file__, COMMAND, project.request(database))
+    arguments = (sys.executable, __file__, RUN_COMMAND, project.request(database))
     path.write_text(f'#!/bin/sh\nexec {shlex.join(arguments)} "$@"\n')
     path.chmod(0o700)
     return path
@@ -3611,9 +3648,10 @@ SELECT json_build_object(
  WHERE datname = current_database();
 SELECT to_json(current_setting('client_connection_check_interval'));
 """
-# A server in the folder $1, by the programs in $2, within $3 seconds. It listens to no
-# network, and waits for no disk, as all is thrown away. There is room for the locks of
-# a large load. Its shared memory is in its folder: containers have little elsewhere.
+# A server in the folder $1, by the programs in $2, within $3 seconds. It
+# listens to no network, and waits for no disk, as all is thrown away. There is
+# room for the locks of a large load. Its shared memory is in its folder:
+# containers have little elsewhere.
 START_SERVER = r"""
 ctype=C.UTF-8
 case $(uname) in Darwin) ctype=C ;; esac
@@ -3791,17 +3829,18 @@ def made_data_folder(run: Run) -> Path:
 
 
 # --- Hints and progress ------------------------------------------------------
-# In: an error, or a step of the drill. Out: what to do, how long it took. Promised:
+# In: an error, or a step of the drill. Out: what to do, how long it took.
+# Promised:
 # no verdict rests on a hint.
 
 # What to do about an error: patterns for its code and function, or for its message.
-# Behind those of a load stands " of a load".
+# The code of an error of a load has " of a load" behind it.
 HINTS = {
     ":get_role_oid": "use a server with the role, or --throwaway",
     ":get_tablespace": "use a server with the tablespace, or --throwaway",
-    "^F0000|:parse_ext|:load_ext": "install it where the server runs",
+    "^F0000|:parse_extension|:load_external": "install it where the server runs",
     ":internal_load_library": "install it where the server runs",
-    ":get_collation|:report_newloc": "install the locale where the server runs",
+    ":get_collation|:report_newlocale": "install the locale where the server runs",
     ":cash_in": "use a server with the lc_monetary of the source: --no-throwaway",
     "42809:createdb": "install the locale where the server runs",
     ":find_option|:assignable_cus": (
@@ -3882,7 +3921,8 @@ def show_on_terminal(text: str) -> None:
 
 # --- The evidence ------------------------------------------------------------
 # In: facts, as they become known. Out: lines on the screen, tables in GitHub's
-# summary, JSON. Promised: it is published once, at the end, unless SIGKILL comes.
+# summary, JSON. Promised: it is published once, at the end, unless SIGKILL
+# comes.
 
 # The facts, in the order of --report; --help shows this. What is not known is
 # null.
@@ -3924,7 +3964,7 @@ FACTS = """
   roles_needed         owners and grantees, which a recovery must have
   pending_migrations   of the project, that the restored database lacks
   not_compared         thing to reason, "" for what is never compared
-  accepted             difference to the --accept that it fits
+  accepted             difference to the --accept that matches it
   unused_accepts       each --accept that was not needed
   checks               each --check and --manage to its verdict
   scratch_dropped      whether nothing was left behind
@@ -4090,7 +4130,7 @@ def lines_of(evidence: Evidence) -> list[Fact]:
         lines.append(("acts", ", ".join(verdicts)))
     known_facts = {name: fact for name, fact in evidence.items() if fact is not None}
     for label, template in LINES:
-        if label not in dict(lines):
+        if label not in dict(lines):  # so far, a fact of its lines was not known
             with suppress(KeyError):  # of a fact that is not known
                 lines.append((label, template.format(**known_facts)))
     for fact in ("not_compared", "accepted", "checks"):
@@ -4099,7 +4139,7 @@ def lines_of(evidence: Evidence) -> list[Fact]:
             lines.append((label, text))
             label = ""
     for glob in evidence["unused_accepts"]:
-        lines.append(("accepted", f"{glob} (fits nothing)"))
+        lines.append(("accepted", f"{glob} (matches nothing)"))
     return lines
 
 
@@ -4164,7 +4204,7 @@ def shown_fault(error: BaseException) -> BaseException:
     if isinstance(error, OSError):  # a full disk, a folder without rights
         fact = error.strerror or str(error)
         return NotJudged(f"{fact}: {error.filename}", hint_for(str(error)))
-    if isinstance(error, NotJudged):
+    if isinstance(error, NotJudged):  # the name of a subclass would tell nothing
         return NotJudged(*error.args)
     if isinstance(error, SHOWN_UNCHANGED):
         return error
@@ -4321,8 +4361,8 @@ def parsed(argv: list[str]) -> tuple[Options, list[str]]:
     parser.add_argument("--version", action="version", version=version_of_drill())
     for title, arguments in OPTIONS.items():
         group = parser.add_argument_group(title)
-        for names, (kind, text) in arguments.items():
-            group.add_argument(*names.split(), **kind, help=text)
+        for names, (keywords, text) in arguments.items():
+            group.add_argument(*names.split(), **keywords, help=text)
     try:
         given = shlex.split(environ.get("BACKUP_DRILL_OPTIONS", ""))
     except ValueError as error:
@@ -4342,7 +4382,7 @@ def given_options() -> Options:
     """The options that only the environment gives. Raises NotJudged."""
     try:
         options, others = parsed([])
-    except SystemExit:  # of --help, say: unittest would end well
+    except SystemExit:  # of --help, for example: unittest would report success
         raise NotJudged(
             "BACKUP_DRILL_OPTIONS asks for no drill", "see --help"
         ) from None
@@ -4413,8 +4453,8 @@ def close_streams() -> None:
 
 def main(argv: list[str]) -> int:
     """Run the drill; 0 when all that ran passed or was skipped, else 1."""
-    if argv[1:] and argv[1] in (DESCRIBE, COMMAND):
-        answer(*argv[1:])
+    if argv[1:] and argv[1] in (DESCRIBE, RUN_COMMAND):
+        answer(*argv[1:])  # which ends the process
     open_missing_streams()
     try:
         options, others = parsed(argv[1:])

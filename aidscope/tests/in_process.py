@@ -125,7 +125,7 @@ def drilled(
         "described_project": described,
         # A signal is about the tests, which no drill may keep from ending.
         "interruptible": nullcontext,
-        "ignore_endings": lambda: None,
+        "ignore_signals": lambda: None,
     }
     if shared:
         replaced["started_run"] = joined_run
@@ -282,7 +282,7 @@ def made() -> Made:
     """The backup, and what it brings back."""
     backup = drill.written_backup(replace(server(), name=everything()))
     reading, _ = drill.validated_reading(backup, server())
-    restored = drill.made_database(server(), "restored", backup.like)
+    restored = drill.made_database(server(), "restored", backup.model)
     reference = drill.made_database(server(), "reference", restored)
     drill.load_backup(backup, reading, restored)
     drill.output_of(drill.loading_reference(reference, backup.contents))
@@ -346,7 +346,7 @@ def verdict_on_load(backup: drill.Backup, reading: drill.Reading) -> Exception |
     name = f"site_{next(NUMBERS)}"
     try:
         with patch.object(drill.log, "disabled", True):  # a locale may be missing
-            restored = drill.made_database(server(), "restored", backup.like, name)
+            restored = drill.made_database(server(), "restored", backup.model, name)
             drill.load_backup(backup, reading, restored)
     except (drill.BackupIsBad, drill.NotJudged) as verdict:
         return verdict

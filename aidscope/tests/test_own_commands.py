@@ -275,7 +275,7 @@ class ContentTests(MakingCase, table=CONTENTS):
         command = f"{DUMP} -T empty"
         with place() as here, database("CREATE TABLE empty (); " + KEPT) as name:
             over = commanded(here, *LIVE, "--backup-command", command, source=name)
-        says = "the backup is damaged\n  expected  table public.empty: 0 rows\n\n"
+        says = "meanwhile, run again\n  expected  table public.empty: 0 rows\n\n"
         self.assert_verdict(over, "failed", says, act="validation")
 
     def test_values_and_definitions_that_differ_by_little(self) -> None:
@@ -447,7 +447,7 @@ class AcceptTests(Case):
             words = (*LIVE, "--backup-command", command)
             accepted = ("--accept", "table public.lost: *", "--accept", "none")
             over = commanded(here, *words, *accepted)
-        self.assert_verdict(over, "passed", "none (fits nothing)")
+        self.assert_verdict(over, "passed", "none (matches nothing)")
         self.assert_facts(over, unused_accepts=["none"])
         differences = over.report["accepted"]
         self.assertEqual({*differences.values()}, {"table public.lost: *"})

@@ -372,7 +372,7 @@ class BadOnSameMajorTests(BadCase, table=ON_SAME_MAJOR):
 class BadInSameLocaleTests(BadCase, table=IN_SAME_LOCALE):
     """What is bad in the locale of its source; texts have another order elsewhere."""
 
-    patterns = drill.BLAMED_IN_SAME_LOCALE
+    patterns = drill.BLAMED_IN_SAME_ORDER
     blamed = (OTHER_MAJOR,)
     excused = (OTHER_LOCALE,)
     hint = "texts may have another order here"
