@@ -40,27 +40,27 @@ contents, differences; then how it is done: reading a backup, the source, a
 backup that exists, validation, restore, the project, own commands, servers,
 hints, the evidence, the command line. If you have one question, begin here:
 
-    what is dropped, and nothing else   DROPPABLE, DROP, drop_databases,
-                                        scratch_work
-    what happens at a signal, or a kill GUARD, interrupt, guarded, Run.started;
-                                        who cleans up: setUpClass, main,
-                                        scratch_work
+    what is dropped, and nothing else   SCRATCH_NAME, DROPPABLE, drop_databases
+    what happens at a signal, or a kill interrupt, Run.started, GUARD, guarded;
+                                        who cleans up: main, scratch_work
     how long a program may take         Run.started, Program.wait
     which errors blame the backup       BLAMED_ALWAYS, verdict_on_load;
                                         of own commands: verdict_on_command,
                                         load_by_command
     what is taken for a secret          SECRET, secrets_in, definitions_in
-    why no password is shown            Run.redacted, ProgramFailed, unaccepted,
-                                        named_database, answer_of, described,
-                                        contradiction
-    why no row is shown                 MEANINGS, Report.sentence,
-                                        verdict_on_load, WARNING, SALT, OF_CODE
-    what of a row is compared           PINNED, ROWS
+    why no password is printed          Run.redacted, by ProgramFailed,
+                                        unaccepted, answer_of; described
+    why none is an argument             named_database, Database.started
+    why no row is shown                 Report.sentence, verdict_on_load, WARNING,
+                                        SALT, OF_CODE, SHOWN; but --verbose shows
+                                        what the team's and the project's code
+                                        prints
+    what of a row is compared           ROWS
     what of a definition is compared    definitions_in, differences_between
     why a definition may be rewritten   Drill.loaded, Drill.compare
     what a file is compared with        problems_of_source; of one that exists:
                                         told_facts, expected_of_existing
-    what checks the checks              require_differences_seen,
+    what checks the checks              CHANGED_ROWS, require_differences_seen,
                                         require_damage_seen
     what counts as data in a file       TELLING, Reading.take,
                                         Reading.take_block, Reading.take_insert
@@ -71,7 +71,8 @@ hints, the evidence, the command line. If you have one question, begin here:
                                         without_left_out, loading,
                                         require_loadable
     what files are taken for            KNOWN_FORMATS, readable_backup
-    what the project's code can reach   Project.request, run_on_scratch_database
+    what the project's code can reach   run_on_scratch_database: of databases,
+                                        that one; nothing else is fenced
     what own commands are given         command_environment
     how own commands end                run_command, verdict_on_command
     what a pass does not prove          NEVER_COMPARED, not_compared
@@ -3880,7 +3881,9 @@ HINTS = {
         "use the versions of PostgreSQL and of its extensions that wrote it,"
         " unless the backup lacks what is missing"
     ),
-    "^42P01|relation .* does not|open relation": "it was dropped meanwhile: run again",
+    "^42(P01|703|883)|relation .* does not|open relation": (
+        "it was dropped or altered meanwhile: run again"
+    ),
     "No such file or directory: '[a-z0-9]+'": (
         "install it (zstd, xz-utils, ...), or add its folder to PATH"
     ),
