@@ -363,7 +363,10 @@ class Drill:
         self.evidence["not_compared"].update(
             not_compared(backup, self.reading, expected, found)
         )
-        apart = unaccepted(differences_between(expected, found), restored.run)
+        apart = differences_between(expected, found)
+        if backup.source:
+            apart += differences_of_moved(self.reading, backup.contents, found)
+        apart = unaccepted(apart, restored.run)
         if not expected.definitions & found.definitions:
             fact += f"\n  {ELSEWHERE}"
         require_none(fact, apart)
@@ -1099,7 +1102,7 @@ DEFINITIONS = ("pg_dump", "--section=pre-data", "--section=post-data", "--no-blo
 # SET default_tablespace = '';
 OWNER_SET = r"ALTER .* OWNER TO (\"[^\"]*\"|[^\s\"';]+);"
 DEFAULT_SET = r"SET default_\w+ = (\"[^\"]*\"|''|\w+);"
-AFTER_DEFINITION = rf"(\n({OWNER_SET}|{DEFAULT_SET}|))+\Z"
+AFTER_DEFINITION = rf"{OWNER_SET}|{DEFAULT_SET}|"
 # Entries whose SQL may hold a password, as a literal.
 WITH_SECRETS = ("server ", "user mapping ", "subscription ", "foreign ")
 LITERAL = r"'(?:[^']|'')*'"
@@ -1482,11 +1485,13 @@ def definitions_in(script: str) -> set[Fact]:
             continue
         thing = entry.thing.replace('"', "")  # some versions quote names there
         # The comment of an entry has three lines; lines are counted from 1.
-        sql = "\n".join(lines[entry.line + 2 : following.line - 1])
-        sql = re.sub(AFTER_DEFINITION, "", sql).strip()
+        own_lines = lines[entry.line + 2 : following.line - 1]
+        while own_lines and re.fullmatch(AFTER_DEFINITION, own_lines[-1]):
+            own_lines.pop()
+        sql = "\n".join(own_lines).strip()
         owner = f"owner: {entry.owner}"
-        while (thing, owner) in found:  # comments of operators tell no types
-            owner += ", again"
+        if (thing, "") in found:  # an operator of the same name for other types
+            owner += f" of SQL with hash {salted_hash(sql)}"
         found.add((thing, ""))
         found.add((thing, owner))
         found.add((thing, f"SQL with hash {salted_hash(sql)}"))
@@ -2409,6 +2414,8 @@ def readable_backup(found: Backup, programs: "Programs") -> Backup:
     backup = replace(found, format=format_of(found.path))
     if problems_of_files(backup):  # validation reports them
         return backup
+    if backup.format.name == "custom":
+        require_one_archive(backup.path)
     is_archive = backup.format.command == PG_RESTORE
     options = []
     if is_archive:  # pg_restore then tells the locale, and when it was written
@@ -2475,6 +2482,19 @@ def require_sql(path: Path, first_reading: Reading) -> None:
             shown,
             "name a file or folder that pg_dump has written",
         )
+
+
+def require_one_archive(path: Path) -> None:
+    """Raise NotJudged if an archive holds the beginning of another, as by `>>`."""
+    with path.open("rb") as file:
+        last = file.read(len(ARCHIVE_HEAD))[1:]
+        for piece in iter(lambda: file.read(LONGEST), b""):
+            if ARCHIVE_HEAD in last + piece:
+                raise NotJudged(
+                    f"{path} holds a second archive, which pg_restore ignores",
+                    "write each into a file of its own, by > in place of >>",
+                )
+            last = piece[-len(ARCHIVE_HEAD) :]
 
 
 def problems_of_programs(makers: list[Program]) -> list[str]:
@@ -2578,20 +2598,7 @@ def problems_of_files(backup: Backup) -> list[str]:
                 problems.append(f"{file.name}: it is no file of {form.name}")
     if backup.format.name == "tar" and not ends_well(backup.path):
         problems.append("the tar is cut, damaged, or goes on after its end")
-    if backup.format.name == "custom" and has_another_archive(backup.path):
-        problems.append("another archive was appended, which pg_restore ignores")
     return problems
-
-
-def has_another_archive(path: Path) -> bool:
-    """Whether an archive holds the beginning of another one, as `>>` leaves it."""
-    with path.open("rb") as file:
-        last = file.read(len(ARCHIVE_HEAD))[1:]
-        for piece in iter(lambda: file.read(LONGEST), b""):
-            if ARCHIVE_HEAD in last + piece:
-                return True
-            last = piece[-len(ARCHIVE_HEAD) :]
-    return False
 
 
 def ends_well(path: Path) -> bool:
@@ -2631,8 +2638,10 @@ def problems_of_source(reading: Reading, backup: Backup) -> list[str]:
     tables = {f"table {name}" for name in rows_of_tables(contents.facts)}
     there = {f"table {name}" for name in reading.named("TABLE DATA")}
     filled = {contents.roots.get(table, table) for table in there}
-    for thing in (unfilled_things(reading, contents) & contents.moved) - filled:
-        had.add((thing, "its data, which change"))
+    # Of what changed meanwhile, some data must be there.
+    for thing in unfilled_things(reading, contents):
+        if contents.roots.get(thing, thing) in contents.moved:
+            had.add((thing, "its data, which change"))
     told = without(told_facts(reading, contents), uncounted)
     told -= {(table, "0 rows") for table in tables - filled}
     problems = list(map(str, unaccepted(differences_of_facts(had, told), run)))
@@ -2973,6 +2982,22 @@ def read_back(restored: Database, project: "Project") -> tuple[Contents, str]:
         return contents(), plan
 
 
+def differences_of_moved(
+    reading: Reading, contents: Contents, found: Contents
+) -> list[Difference]:
+    """How what changed in the source differs from what the backup says of it."""
+    roots = contents.roots
+    tables = {roots.get(table, table) for table in reading.rows}
+    sequences = {sequence for sequence, _ in reading.sequences}
+    things = (tables | sequences | {LARGE_OBJECTS}) & contents.moved
+    expected = {fact for fact in told_facts(reading, contents) if fact[0] in things}
+    came_back = {fact for fact in found.facts if fact[0] in things}
+    return differences_of_facts(
+        {fact for fact in expected if re.fullmatch(TOLD_BY_BACKUPS, fact[1])},
+        {fact for fact in came_back if re.fullmatch(TOLD_BY_BACKUPS, fact[1])},
+    )
+
+
 def expected_of_existing(
     backup: Backup,
     reading: Reading,
@@ -3065,15 +3090,17 @@ def not_filled(reading: Reading, found: Contents) -> Things:
 
 
 def unfilled_things(reading: Reading, contents: Contents) -> Things:
-    """Tables and sequences that a backup creates, but does not fill.
+    """Tables, partitions and sequences that a backup creates, but does not fill.
 
-    For a partition, the table at the top stands.
+    Large objects are among them if it has none, but its source has.
     """
-    unfilled = unfilled_tables(reading, contents)
-    tables = {contents.roots.get(table, table) for table in unfilled}
-    with_rows = {f"table {name}" for name in rows_of_tables(contents.facts)}
+    counted = {f"table {name}" for name in rows_of_tables(contents.facts)}
+    things = unfilled_tables(reading, contents) & (counted | contents.roots.keys())
     sequences = reading.named("SEQUENCE") - reading.named("SEQUENCE SET")
-    return tables & with_rows | {f"sequence {name}" for name in sequences}
+    things.update(f"sequence {name}" for name in sequences)
+    if not reading.noted["made"] and (LARGE_OBJECTS, "0 rows") not in contents.facts:
+        things.add(LARGE_OBJECTS)
+    return things
 
 
 def unfilled_tables(reading: Reading, contents: Contents) -> Things:
@@ -3627,7 +3654,10 @@ SELECT json_build_object(
            'search_path', coalesce(schemas, '""'),
            'TimeZone', current_setting('TimeZone'),
            'DateStyle', current_setting('DateStyle'),
-           'lc_monetary', current_setting('lc_monetary')),
+           'IntervalStyle', current_setting('IntervalStyle'),
+           'lc_monetary', current_setting('lc_monetary'),
+           'default_text_search_config',
+           current_setting('default_text_search_config')),
        'has_settings', EXISTS (
            SELECT FROM pg_db_role_setting
             WHERE setdatabase IN (0, d.oid)

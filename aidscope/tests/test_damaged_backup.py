@@ -137,7 +137,6 @@ ARCHIVES = (
     Damaged("custom cut in the middle", "custom", cut_at(0.5)),
     Damaged("custom cut at its end", "custom", cut_at(-600)),
     Damaged("custom with a bit flipped", "custom", flipped),
-    Damaged("custom with another one appended", "custom", written(twice), "appended"),
     Damaged("tar cut early", "tar", cut_at(0.25)),
     Damaged("tar cut in the middle", "tar", cut_at(0.5)),
     Damaged("tar cut at its end", "tar", cut_at(-600)),
@@ -216,6 +215,14 @@ class PlainFileTests(DamagedFileCase, table=PLAIN_FILES):
 
 class ArchiveTests(DamagedFileCase, table=ARCHIVES):
     """A custom archive or a tar that is damaged."""
+
+    def test_another_one_appended(self) -> None:
+        """Of two archives in a file, the second one would not be read."""
+        with place() as here:
+            path = copied("custom", here.backup)
+            path.write_bytes(2 * path.read_bytes())
+            over = drilled(here, "--backup", str(path), "--no-throwaway")
+        self.assert_verdict(over, "error", "holds a second archive", act="creation")
 
     def test_old_tar(self) -> None:
         """A tar that ends with one block of zeros, as old versions write, is whole."""

@@ -444,10 +444,10 @@ class PrivateTests(Case, table=LACKING):
 
     def test_settings_of_the_role(self) -> None:
         """So it is where its role has settings that are not made there."""
-        sql = """CREATE TABLE t (span interval CHECK (span::text = '1 2:00:00'));
-        SET intervalstyle TO 'sql_standard'; INSERT INTO t VALUES ('1 2:00:00')"""
+        sql = """CREATE TABLE t (raw bytea CHECK (raw::text = 'a'));
+        SET bytea_output TO 'escape'; INSERT INTO t VALUES ('a')"""
         with place() as here, role("SUPERUSER") as user, database(sql) as name:
-            execute("postgres", f"ALTER ROLE {user} SET intervalstyle TO sql_standard")
+            execute("postgres", f"ALTER ROLE {user} SET bytea_output TO escape")
             over = drilled(here, "--live", database=name, user=user)
         self.assert_verdict(over, "error", "23514", "OPTIONS", act="restore")
 

@@ -381,24 +381,41 @@ class MadeTests(Case, table=MADE):
         self.assert_verdict(good, "passed")
 
     def test_busy_partitions_and_sequences_without_data(self) -> None:
-        """So are they not: rows of all partitions, and the value of a sequence."""
+        """So are they not: rows of one partition, a sequence's value, large objects."""
         change = """
         CREATE TABLE IF NOT EXISTS parted (id int) PARTITION BY RANGE (id);
-        CREATE TABLE IF NOT EXISTS low PARTITION OF parted FOR VALUES FROM (0) TO (9);
+        CREATE TABLE IF NOT EXISTS low PARTITION OF parted FOR VALUES FROM (0) TO (5);
+        CREATE TABLE IF NOT EXISTS high PARTITION OF parted FOR VALUES FROM (5) TO (9);
         CREATE SEQUENCE IF NOT EXISTS number;
-        INSERT INTO parted VALUES (1);
-        SELECT nextval('number')"""
+        INSERT INTO parted VALUES (1), (7);
+        SELECT nextval('number'), lo_create(0)"""
         command = (
-            f'psql -q -c "{change}"; pg_dump --exclude-table-data low'
+            f'psql -q -c "{change}"; pg_dump --exclude-table-data low --no-blobs'
             ' --exclude-table-data number --file "$BACKUP_FILE"'
         )
         with place() as here, database(f"{KEPT}; {change}") as source:
             over = commanded(here, *LIVE, "--backup-command", command, source=source)
         says = (
-            "expected  table public.parted: its data, which change",
+            "expected  table public.low: its data, which change",
             "expected  sequence public.number: its data, which change",
+            "expected  large objects: its data, which change",
         )
         self.assert_verdict(over, "failed", *says, act="validation")
+
+    def test_busy_table_that_is_lost(self) -> None:
+        """What changes is compared with what the backup says of it."""
+        change = "psql -q -c 'INSERT INTO lost VALUES (2)'"
+        backup = f"{change}; {DUMP}; {change}"
+        words = ("--live", "--backup-command", backup, "--restore-command")
+        spoil = "DELETE FROM lost WHERE id = 2"
+        with place() as here, database(KEPT) as source:
+            good = commanded(here, *words, LOAD, source=source)
+            bad = commanded(
+                here, *words, f"{LOAD} && psql -q -c '{spoil}'", source=source
+            )
+        self.assert_verdict(good, "passed")
+        says = "found     table public.lost: 1 rows"
+        self.assert_verdict(bad, "failed", says, act="restore")
 
     def test_data_for_tables_of_its_own(self) -> None:
         """A backup of data alone is judged where a command brings the tables."""
