@@ -52,7 +52,7 @@ hints, the evidence, the command line. If you have one question, begin here:
                                         unaccepted, answer_of; described
     why none is an argument             named_database, Database.started
     why no row is shown                 Report.sentence, verdict_on_load, WARNING,
-                                        SALT, OF_CODE, SHOWN; but --verbose shows
+                                        SALT, WITH_ROWS, SHOWN; but --verbose shows
                                         what the team's and the project's code
                                         prints
     what of a row is compared           ROWS
@@ -1169,7 +1169,8 @@ SELECT format('LOCK TABLE ONLY %s IN ACCESS SHARE MODE', sql)
 TRUNCATED = r"""
 SELECT format('SELECT json_build_array(''reason'', %L, '
               '''truncated beside the dump, which has none: run again'') '
-              'WHERE NOT EXISTS (SELECT FROM %s)', 'rows of table ' || name, origin)
+              'WHERE NOT EXISTS (SELECT FROM %s AS t)',
+              'rows of table ' || name, origin)
   FROM relation
  WHERE relkind = 'r'
    AND relfilenode <> pg_relation_filenode(oid) \gexec
@@ -1379,7 +1380,8 @@ PARTITIONS = r"""
 SELECT json_build_array('root', 'table ' || leaf.name, 'table ' || root.name)
   FROM relation AS leaf
   JOIN relation AS root
-    ON root.oid = nullif(pg_partition_root(leaf.oid), leaf.oid);
+    ON root.oid = nullif(pg_partition_root(leaf.oid), leaf.oid)
+ WHERE leaf.relkind = 'r';
 """
 ALL_FACTS = "".join(
     f"{RELATION}{query}"
@@ -1650,6 +1652,8 @@ OPENING = re.compile(rb"""%b|['"]|\Z""" % BODY)
 WITHOUT_TEXTS = ("", AFTER_END, "BLOBS")
 # COPY public.film (id, name) FROM stdin;
 FROM_STDIN = b" FROM stdin;\n"  # the rows come after this
+# The name of the table, or the line if a name in quotes goes on in the next one
+DATA_OF = rb"(?s)(?:COPY|INSERT INTO) (%b\.%b|.*)" % (NAME, NAME)
 # SELECT pg_catalog.setval('public.film_id_seq', 1000, true);
 SETVAL_END = rb"', (-?\d+), (true|false)\);\n\Z"
 # The beginning of a line -> what it tells; its group is the value. The
@@ -1676,13 +1680,15 @@ TELLING = {
     rb"-- PostgreSQL database (cluster) dump": "cluster",
     rb"(\xff\xfe|\xfe\xff)": "UTF-16",
     rb"\\(restrict) ": "restrict",
-    rb"(\\(?!unrestrict )\w+|\\!)": "command",  # for psql
+    # Commands for psql that go elsewhere; no row begins so.
+    rb"(\\(?:!|(?:c|connect|copy|i|ir|include\w*|o|out|w)\b))": "command",
     rb"SET client_encoding = '(\w+)'": "encoding",
     rb"SET default_tablespace = ([^'].*);": "tablespace",
     rb"SET row_security = (on)": "row security",
     rb"CREATE DATABASE .* TEMPLATE = template0( .*?)(?: TABLESP.*)?;": "locale",
     rb'CREATE SCHEMA "?(public)"?;': "public",
     rb"(?:CREATE|ALTER|DROP) (ROLE|USER|GROUP|DATABASE|SYSTEM) (?!MAPP)": "server",
+    # The latter keeps its database from being dropped.
     rb"(?:CREATE|ALTER|DROP) (TABLESPACE|SUBSCRIPTION) ": "server",
     rb"(ALTER) .* OWNER TO ": "roles",
     # What --clean writes before the first entry:
@@ -1740,7 +1746,7 @@ class Reading:
         self.has_sql_after_end = False  # after a footer
         self.filled: set[Entry] = set()  # those with a COPY block
         self.inserted: set[Entry] = set()  # those with rows by INSERT
-        # A table, and the beginning of its data
+        # The name of a table in its comment, and before its data
         self.blocks: set[tuple[str, bytes]] = set()
         # Entries that are not loaded -> the first line that is not
         self.left_out: dict[Entry, int] = {}
@@ -1888,7 +1894,7 @@ class Reading:
         """Count a row by INSERT; a line that ends with VALUES has its rows below."""
         if self.entry not in self.inserted:
             self.inserted.add(self.entry)
-            self.note_data(line.partition(b" VALUES")[0])
+            self.note_data(line)
         if not self.last.endswith(b" VALUES\n"):
             self.rows[f"table {self.entry.full_name}"] += 1
 
@@ -1912,11 +1918,11 @@ class Reading:
         self.rows[table] += rows
         self.line += rows + 1
 
-    def note_data(self, beginning: bytes) -> None:
-        """Note that data of a table begin, with this text."""
+    def note_data(self, line: bytes) -> None:
+        """Note that data of a table begin with the line."""
         table = f"table {self.entry.full_name}"
         # Names that differ by a line feed alone have the same comment.
-        block = (table, beginning)
+        block = (table, re.match(DATA_OF, line)[1])
         if block in self.blocks:
             self.problems.append(f"{table}: its data are there twice")
         self.blocks.add(block)
@@ -2294,6 +2300,7 @@ FORMATS = {form.name: form for form in KNOWN_FORMATS}
 # The first bytes of a custom archive. The last is a control character: hardly
 # any text of a database holds them.
 ARCHIVE_HEAD = b"PGDMP\1"
+READ_BEGINNING = 'head -c "$2" -- "$1" | "$3" --file /dev/null'
 # The files of a directory, and how they are compressed:
 # toc.dat, 3456.dat.gz, blob_4711.dat, blobs_16394.toc
 MEMBER = re.compile(r"toc\.dat|(blob_)?\d+\.dat(\.\w+)?|blobs(_\d+)?\.toc(\.\w+)?")
@@ -2415,7 +2422,7 @@ def readable_backup(found: Backup, programs: "Programs") -> Backup:
     if problems_of_files(backup):  # validation reports them
         return backup
     if backup.format.name == "custom":
-        require_one_archive(backup.path)
+        require_one_archive(backup.path, programs)
     is_archive = backup.format.command == PG_RESTORE
     options = []
     if is_archive:  # pg_restore then tells the locale, and when it was written
@@ -2484,17 +2491,35 @@ def require_sql(path: Path, first_reading: Reading) -> None:
         )
 
 
-def require_one_archive(path: Path) -> None:
-    """Raise NotJudged if an archive holds the beginning of another, as by `>>`."""
+def require_one_archive(path: Path, programs: "Programs") -> None:
+    """Raise NotJudged if another archive follows the first one, as by `>>`."""
+    position = position_of_another_archive(path)
+    if not position:
+        return
+    pg_restore = programs.folder / "pg_restore"
+    command = ("/bin/sh", "-c", READ_BEGINNING, "sh", path, position, pg_restore)
+    try:
+        output_of(programs.run.started(*command))
+    except ProgramFailed:
+        return  # it needs more: the other one is in a large object of the first
+    raise NotJudged(
+        f"{path} holds a second archive, which pg_restore ignores",
+        "write each into a file of its own, by > in place of >>",
+    )
+
+
+def position_of_another_archive(path: Path) -> int:
+    """Where an archive holds the beginning of another one, 0 if nowhere."""
+    last = b""
     with path.open("rb") as file:
-        last = file.read(len(ARCHIVE_HEAD))[1:]
+        passed = len(file.read(1))  # the archive's own head is none
         for piece in iter(lambda: file.read(LONGEST), b""):
-            if ARCHIVE_HEAD in last + piece:
-                raise NotJudged(
-                    f"{path} holds a second archive, which pg_restore ignores",
-                    "write each into a file of its own, by > in place of >>",
-                )
+            found = (last + piece).find(ARCHIVE_HEAD)
+            if found >= 0:
+                return passed - len(last) + found
+            passed += len(piece)
             last = piece[-len(ARCHIVE_HEAD) :]
+    return 0
 
 
 def problems_of_programs(makers: list[Program]) -> list[str]:
@@ -2658,7 +2683,6 @@ def require_loadable(reading: Reading, server: Database) -> None:
     newest = reading.versions[-1]
     foreign = reading.named("FOREIGN TABLE") & reading.named("TABLE DATA")
     strange = ", ".join(sorted(reading.strange))
-    # Subscriptions are among these: they keep their database from being dropped.
     beyond = ", ".join(sorted(reading.noted["server"]))
     for is_so, fact, hint in [
         (
@@ -2681,7 +2705,11 @@ def require_loadable(reading: Reading, server: Database) -> None:
             f"it holds rows of foreign tables: {', '.join(foreign)}",
             "a load would write into the other server: dump without them",
         ),
-        (strange, f"pg_dump never writes this: {strange}", "find out who did"),
+        (
+            strange and not server.run.options.restore_command,
+            f"pg_dump never writes this: {strange}",
+            "find out who did",
+        ),
         (
             beyond and not server.private,
             f"it changes more than its database: {beyond}",
@@ -2799,10 +2827,16 @@ def with_settings_of(source: Database, server: Database) -> Database:
     answers = server.ask("".join(questions), **source.settings)
     options = server.parameters.get("options", "")
     for name, is_known in zip(source.settings, answers, strict=True):
+        value = source.settings[name]
         if is_known:
-            value = re.sub(r"([\\\s])", r"\\\1", source.settings[name])
-            options += f" -c {name}={value}"
-    return replace(server, parameters={**server.parameters, "options": options})
+            options += f" -c {name}=" + re.sub(r"([\\\s])", r"\\\1", value)
+        else:
+            log.warning("not known here: %s of the source, %s", name, value)
+    return replace(
+        server,
+        parameters={**server.parameters, "options": options},
+        has_settings=server.has_settings or not all(answers),
+    )
 
 
 def database_for(backup: Backup, server: Database) -> Database:
@@ -2933,7 +2967,7 @@ def verdict_on_load(
     entry = begun[-1]
     # Without its COPY, a row is a syntax error, in which a value is quoted.
     is_of_rows = entry.kind in ("TABLE DATA", "BLOBS") or report.code == "42601"
-    reads_rows = re.search("VIEW DATA|INDEX|CONSTRAINT", entry.kind)
+    reads_rows = re.search(f"VIEW DATA|INDEX|CONSTRAINT|{AFTER_END}", entry.kind)
     sentence = report.sentence(is_of_rows, bool(reads_rows))
     thing = entry.thing.strip(" .") or "the header"
     found = restored.run.redacted(f"line {report.line}, {thing}: {sentence}")
@@ -2941,7 +2975,7 @@ def verdict_on_load(
     is_extension_script = entry.kind == "EXTENSION" and report.code != "42601"
     is_appended_sql = entry.kind == AFTER_END and reading.has_sql_after_end
     is_by_settings = re.match(BY_SETTINGS, f"{entry.kind} {report.cause}")
-    if is_by_settings and has_lost_settings(backup):
+    if is_by_settings and has_lost_settings(backup, restored):
         return NotJudged(fact, found, LOST_SETTINGS)
     same_major = set(reading.versions) == {restored.major}
     is_blamed = report.blames_backup(same_major, has_same_order(restored, backup))
@@ -2950,12 +2984,12 @@ def verdict_on_load(
     return NotJudged(fact, found, hint_for(f"{report.cause} of a load"))
 
 
-def has_lost_settings(backup: Backup) -> bool:
+def has_lost_settings(backup: Backup, restored: Database) -> bool:
     """Whether the source has settings of its own, which a load does not bring."""
     if backup.source:
         # In a rehearsal, it has none that the restored database lacks.
-        options = backup.source.run.options
-        return options.live and backup.source.has_settings
+        has_settings = backup.source.has_settings or restored.has_settings
+        return restored.run.options.live and has_settings
     return bool(backup.first_reading.named("DATABASE PROPERTIES"))
 
 
@@ -3178,23 +3212,23 @@ def verdict_on_manage(
 DESCRIBE = "--describe-project"
 RUN_COMMAND = "--run-project-command"
 FAULT_MARK = "the project fails:"  # on stderr, before what went wrong
-# Exceptions whose messages are shown, as they are about code; about the names
-# of settings, while only settings are imported; about the use of Django, if
-# Django itself raises them. The messages of all others may quote a value.
-OF_CODE = {
+# Exceptions whose messages are shown: where rows are at hand, those that are about
+# a command; while settings are imported, those about code and names, too. The
+# messages of all others may quote a value.
+WITH_ROWS = {
+    f"{__name__}.NotJudged",
+    "django.core.management.base.CommandError by Django",
+}
+WITH_SETTINGS = WITH_ROWS | {
     "builtins.ImportError",
     "builtins.SyntaxError",
-    f"{__name__}.NotJudged",
+    "builtins.KeyError",
+    "django.core.exceptions.AppRegistryNotReady by Django",
+    "django.core.exceptions.ImproperlyConfigured by Django",
+    "django.db.utils.ConnectionDoesNotExist by Django",
+    "django.db.utils.OperationalError by Django",
 }
-OF_SETTINGS = OF_CODE | {"builtins.KeyError"}
-OF_DJANGO = {
-    "django.core.exceptions.AppRegistryNotReady",
-    "django.core.exceptions.ImproperlyConfigured",
-    "django.core.management.base.CommandError",
-    "django.db.utils.ConnectionDoesNotExist",
-    "django.db.utils.OperationalError",
-}
-OF_ALL = {"builtins.BaseException"}
+WITH_SAMPLE = {"builtins.BaseException"}
 MUST_NOT_RUN = 126  # the exit status of what the drill refuses, as in a shell
 POSTGRESQL = "django.db.backends.postgresql"
 # Parameters of a connection that are Django's or a driver's, not libpq's.
@@ -3345,10 +3379,10 @@ def answer(verb: str, *arguments: str) -> NoReturn:
 def shown_in(verb: str, request: str) -> Things:
     """The kinds of exceptions whose messages are shown."""
     if verb == DESCRIBE:  # no secret is known yet that a message might hold
-        return OF_SETTINGS
+        return WITH_SETTINGS
     if json.loads(request)["shows_messages"]:
-        return OF_ALL
-    return OF_CODE  # that of a command on a restored database might hold a row
+        return WITH_SAMPLE
+    return WITH_ROWS
 
 
 def run_in_project(work: Callable[[], None], *arguments: str) -> None:
@@ -3376,8 +3410,9 @@ def described(error: BaseException | None, shown: Things) -> str:
         line = type(error).__name__
         frames = traceback.extract_tb(error.__traceback__)
         kinds = {f"{kind.__module__}.{kind.__name__}" for kind in type(error).__mro__}
-        is_by_django = re.search(DJANGO, str(frames[-1:]))
-        if kinds & shown or is_by_django and kinds & OF_DJANGO:
+        if re.search(DJANGO, str(frames[-1:])):
+            kinds.update([f"{kind} by Django" for kind in kinds])
+        if kinds & shown:
             line += f": {error}".partition("\n")[0]
         of_project = [
             frame for frame in frames if not re.search(INSTALLED, frame.filename)
@@ -4241,7 +4276,7 @@ def shown_fault(error: BaseException) -> BaseException:
         return NotJudged(*error.args)
     if isinstance(error, SHOWN_UNCHANGED):
         return error
-    fault = described(error, OF_CODE)
+    fault = described(error, WITH_ROWS)
     return NotJudged("a fault of the drill's own", fault)
 
 

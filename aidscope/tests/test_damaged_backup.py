@@ -27,6 +27,7 @@ from aidscope.tests.support import (
     changed,
     copied,
     database,
+    execute,
     folder,
     originals,
     pg_dump,
@@ -223,6 +224,16 @@ class ArchiveTests(DamagedFileCase, table=ARCHIVES):
             path.write_bytes(2 * path.read_bytes())
             over = drilled(here, "--backup", str(path), "--no-throwaway")
         self.assert_verdict(over, "error", "holds a second archive", act="creation")
+
+    def test_another_one_in_a_large_object(self) -> None:
+        """That one is part of what the first holds."""
+        with place() as here, database("CREATE TABLE t AS SELECT 1 AS id") as name:
+            pg_dump(name, here.folder / "inner", "-Fc")
+            inner = (here.folder / "inner").read_bytes().hex()
+            execute(name, f"SELECT lo_from_bytea(0, '\\x{inner}')")
+            pg_dump(name, here.backup, "-Fc", "-Z0")
+            over = drilled(here, "--backup", str(here.backup), "--no-throwaway")
+        self.assert_verdict(over, "passed")
 
     def test_old_tar(self) -> None:
         """A tar that ends with one block of zeros, as old versions write, is whole."""

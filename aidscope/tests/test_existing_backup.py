@@ -612,6 +612,12 @@ MISSING = (
         "table public.kept: its data are there twice",
     ),
     Content(
+        "nothing, as rows are there by COPY and by INSERT",
+        KEPT + INSERTED.partition("\n\n\n")[2],
+        "failed",
+        "table public.kept: its data are there twice",
+    ),
+    Content(
         "nothing, as rows by INSERT are there twice",
         INSERTED + INSERTED.partition("\n\n\n")[2],
         "failed",

@@ -880,6 +880,11 @@ MANAGED = (
         r"KeyError \(in .*see what it says: --verbose",
     ),
     Managed(
+        "failing with a value that is no module",
+        f"shell -c \"__import__('{SECRET[::-1]}'[::-1])\"",
+        r"ModuleNotFoundError \(in .*see what it says: --verbose",
+    ),
+    Managed(
         "failing with a value in words of its own",
         f"shell -c \"{RAISES_COMMAND_ERROR}('{SECRET[::-1]}'[::-1])\"",
         r"CommandError \(in .*see what it says: --verbose",
