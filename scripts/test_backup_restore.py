@@ -3073,6 +3073,8 @@ def not_compared(
     if not backup.source:
         reasons.update(not_told(backup, reading))
         reason = "the backup holds no data of it"
+    elif backup.source.run.options.rehearsal:
+        reasons["owners"] = "one role owns all of a rehearsal"
     for thing in sorted(expected.moved | expected.altered):
         reasons[thing] = reason
     for thing in things_of_other_versions(expected, found):
