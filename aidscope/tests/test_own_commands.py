@@ -615,7 +615,9 @@ EXISTING = (
         "error",
         "creation",
     ),
-    Existing("to something else", (*DECRYPT, "rev"), "is no", "error", "creation"),
+    Existing(
+        "to something else", (*DECRYPT, "tr a-z b-za"), "is no", "error", "creation"
+    ),
     Existing("going on", (*DECRYPT, "sleep 600 &"), "still ran", "error", "creation"),
     Existing(
         "decrypted, then loaded; some differences are accepted",
