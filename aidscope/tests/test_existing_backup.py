@@ -304,6 +304,17 @@ class PeculiarTests(Case, table=PECULIAR):
         self.assert_verdict(over, "passed")
         self.assertIn(row.uncompared, str(over.not_compared))
 
+    def test_data_after_the_end(self) -> None:
+        """A row that begins with NULL is no command for psql."""
+        data = "COPY public.t FROM stdin;\n\\N\tone\n\\.\n"
+        with place() as here:
+            with database("CREATE TABLE t AS SELECT 1 AS i, 'two' AS s") as source:
+                pg_dump(source, here.backup)
+            here.backup.write_text(here.backup.read_text() + data)
+            over = judged(here)
+        self.assert_verdict(over, "passed")
+        self.assert_facts(over, rows=2)
+
 
 @cache
 def all_together() -> Ended:

@@ -530,15 +530,23 @@ INSERT INTO public.kept VALUES ('{SECRET}')
 """
 
 
-class LongLineTests(Case):
-    """A long line of a definition is looked through in no time."""
+class LongDefinitionTests(Case):
+    """A long definition is looked through in no time."""
 
     def test_many_urls(self) -> None:
-        """Even if it might be one password after the other."""
-        sql = f"CREATE TABLE t (x text DEFAULT '{'http://a:b/' * 10000}')"
-        entry = "-- Name: t; Type: TABLE; Schema: public; Owner: -"
-        script = f"--\n{entry}\n--\n\n{sql};\n\n"
-        self.assertEqual(len(drill.definitions_in(script)), 4)
+        """Each might be the beginning of a password."""
+        self.assertEqual(definitions_of("http://a:b/" * 10000), 4)
+
+    def test_many_blank_lines(self) -> None:
+        """Each might be the end of the definition."""
+        self.assertEqual(definitions_of("\n" * 20000), 5)
+
+
+def definitions_of(text: str) -> int:
+    """How many facts tell of a table with this default."""
+    entry = "-- Name: t; Type: TABLE; Schema: public; Owner: -"
+    sql = f"CREATE TABLE t (x text DEFAULT '{text}')"
+    return len(drill.definitions_in(f"--\n{entry}\n--\n\n{sql};\n\n"))
 
 
 class RowTests(Case):
