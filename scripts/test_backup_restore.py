@@ -594,12 +594,11 @@ def encoded(text: str) -> bytes:
 
 def written_forms(secret: str) -> set[str]:
     """A text as it is, and as SQL, libpq, URLs, Python, JSON and shells quote it."""
-    backslashed = secret.replace("\\", "\\\\")
     return {
         secret,
         secret.replace("'", "''"),  # SQL
-        backslashed,  # E'' of SQL
-        backslashed.replace("'", "\\'"),  # libpq
+        secret.replace("\\", "\\\\"),  # E'' of SQL
+        backslashed(secret)[1:-1],  # libpq
         secret.replace("'", "'\\''"),  # bash: 'it'\''s'
         secret.replace("'", "'\"'\"'"),  # shlex: 'it'"'"'s'
         re.sub(r'([\\"$`])', r"\\\1", secret),  # a shell, in double quotes
@@ -1004,6 +1003,12 @@ def backslashed(value: str) -> str:
     return f"'{escaped}'"
 
 
+def session_option(name: str, value: str) -> str:
+    """A setting as an option of a session, to be put behind others."""
+    escaped = re.sub(r"([\\\s])", r"\\\1", value)
+    return f" -c {name}={escaped}"
+
+
 @contextmanager
 def scratch_work(server: Database) -> Iterator[None]:
     """Hold this run's lock; drop what killed runs left, and at the end its own."""
@@ -1093,6 +1098,15 @@ class Contents:
         table public.film: title text NOT NULL
         """
         return definitions_in(self.script)
+
+    @property
+    def tables(self) -> set[str]:
+        """The tables whose rows were counted."""
+        return {f"table {name}" for name in rows_of_tables(self.facts)}
+
+    def top(self, table: str) -> str:
+        """The table to which the rows of a table or partition are counted."""
+        return self.roots.get(table, table)
 
 
 # It writes the SQL that makes all objects, without their rows.
@@ -1485,18 +1499,19 @@ def definitions_in(script: str) -> set[Fact]:
         # made is told by POPULATED.
         if not entry.schema or entry.kind == "MATERIALIZED VIEW DATA":
             continue
-        thing = entry.thing.replace('"', "")  # some versions quote names there
+        thing = entry.unquoted_thing
         # The comment of an entry has three lines; lines are counted from 1.
         own_lines = lines[entry.line + 2 : following.line - 1]
         while own_lines and re.fullmatch(AFTER_DEFINITION, own_lines[-1]):
             own_lines.pop()
         sql = "\n".join(own_lines).strip()
+        hashed = f"SQL with hash {salted_hash(sql)}"
         owner = f"owner: {entry.owner}"
         if (thing, "") in found:  # an operator of the same name for other types
-            owner += f" of SQL with hash {salted_hash(sql)}"
+            owner += f" of {hashed}"
         found.add((thing, ""))
         found.add((thing, owner))
-        found.add((thing, f"SQL with hash {salted_hash(sql)}"))
+        found.add((thing, hashed))
         if thing.startswith(WITH_SECRETS):
             sql = re.sub(LITERAL, "'[REDACTED]'", sql)
         sql = re.sub(PASSWORD, "[REDACTED]", sql)
@@ -1726,6 +1741,16 @@ class Entry:
         """Its name in sentences: table public.film."""
         return f"{self.kind.lower()} {self.full_name}"
 
+    @property
+    def unquoted_thing(self) -> str:
+        """Its name for a comparison, as some versions of pg_dump put some in quotes."""
+        return self.thing.replace('"', "")
+
+    @property
+    def table(self) -> str:
+        """The table to which its data belong: table public.film."""
+        return f"table {self.full_name}"
+
 
 class Reading:
     """What a backup says of itself, and what is wrong with it."""
@@ -1783,6 +1808,10 @@ class Reading:
         """The full names in entries of these kinds."""
         return {entry.full_name for entry in self.entries if entry.kind in kinds}
 
+    def tables(self, *kinds: str) -> set[str]:
+        """The tables in entries of these kinds."""
+        return {entry.table for entry in self.entries if entry.kind in kinds}
+
     @property
     def strange(self) -> set[str]:
         """What pg_dump never writes: rows of PostgreSQL's own tables, and commands."""
@@ -1795,8 +1824,8 @@ class Reading:
 
     @property
     def tables_without_data(self) -> set[str]:
-        """The full names of tables that are created, but not filled."""
-        return self.named("TABLE") - self.named("TABLE DATA")
+        """The tables that are created, but not filled."""
+        return self.tables("TABLE") - self.tables("TABLE DATA")
 
     def piece(self) -> bytes:
         """The next line, or a part of one that is very long."""
@@ -1896,13 +1925,13 @@ class Reading:
             self.inserted.add(self.entry)
             self.note_data(line)
         if not self.last.endswith(b" VALUES\n"):
-            self.rows[f"table {self.entry.full_name}"] += 1
+            self.rows[self.entry.table] += 1
 
     def take_block(self, line: bytes) -> None:
         """Count the rows of a COPY block, which begins with the line."""
         if not self.last.endswith(FROM_STDIN):  # it is cut: the data are missing
             return
-        table = f"table {self.entry.full_name}"
+        table = self.entry.table
         self.note_data(line)
         self.filled.add(self.entry)
         rows = 0
@@ -1920,11 +1949,10 @@ class Reading:
 
     def note_data(self, line: bytes) -> None:
         """Note that data of a table begin with the line."""
-        table = f"table {self.entry.full_name}"
         # Names that differ by a line feed alone have the same comment.
-        block = (table, re.match(DATA_OF, line)[1])
+        block = (self.entry.table, re.match(DATA_OF, line)[1])
         if block in self.blocks:
-            self.problems.append(f"{table}: its data are there twice")
+            self.problems.append(f"{self.entry.table}: its data are there twice")
         self.blocks.add(block)
 
     def rows_ahead(self) -> bytes:
@@ -1950,7 +1978,7 @@ class Reading:
         if b";" in rows and b"; Type: TABLE DATA; " in rows:
             for entry in self.entries_in(rows):
                 if entry.kind == "TABLE DATA":
-                    self.swallowed.add(entry.full_name)
+                    self.swallowed.add(entry.table)
 
     def take_sequence(self) -> None:
         """Note the value of a sequence, which is at the end of the line."""
@@ -2008,7 +2036,7 @@ class Reading:
             if has_copies_alone and is_empty:
                 self.problems.append(f"{entry.thing}: missing")
         for table in self.swallowed & self.tables_without_data:
-            self.problems.append(f"table {table}: its data lie in another's COPY block")
+            self.problems.append(f"{table}: its data lie in another's COPY block")
 
 
 NOTHING = Reading(io.BytesIO())
@@ -2643,7 +2671,7 @@ def told_facts(reading: Reading, contents: Contents) -> set[Fact]:
     """The facts of a database, with numbers and values as a backup tells them."""
     rows = Counter({LARGE_OBJECTS: reading.noted["made"].total()})
     for table, count in reading.rows.items():
-        rows[contents.roots.get(table, table)] += count
+        rows[contents.top(table)] += count
     told = set(reading.sequences)
     for thing, text in contents.facts:
         if not re.fullmatch(TOLD_BY_BACKUPS, text):
@@ -2657,18 +2685,15 @@ def problems_of_source(reading: Reading, backup: Backup) -> list[str]:
     """How the rows and sequences of a backup differ from those of its source."""
     run = backup.source.run
     contents = backup.contents
-    foreign = {f"table {name}" for name in reading.named("FOREIGN TABLE")}
-    uncounted = contents.moved | foreign
+    uncounted = contents.moved | reading.tables("FOREIGN TABLE")
     had = without(contents.facts, uncounted)
-    tables = {f"table {name}" for name in rows_of_tables(contents.facts)}
-    there = {f"table {name}" for name in reading.named("TABLE DATA")}
-    filled = {contents.roots.get(table, table) for table in there}
     # Of what changed meanwhile, some data must be there.
     for thing in unfilled_things(reading, contents):
-        if contents.roots.get(thing, thing) in contents.moved:
+        if contents.top(thing) in contents.moved:
             had.add((thing, "its data, which change"))
+    filled = set(map(contents.top, reading.tables("TABLE DATA")))
     told = without(told_facts(reading, contents), uncounted)
-    told -= {(table, "0 rows") for table in tables - filled}
+    told -= {(table, "0 rows") for table in contents.tables - filled}
     problems = list(map(str, unaccepted(differences_of_facts(had, told), run)))
     if problems and run.options.live:
         problems.insert(0, "if rows came and went meanwhile, run again")
@@ -2829,7 +2854,7 @@ def with_settings_of(source: Database, server: Database) -> Database:
     for name, is_known in zip(source.settings, answers, strict=True):
         value = source.settings[name]
         if is_known:
-            options += f" -c {name}=" + re.sub(r"([\\\s])", r"\\\1", value)
+            options += session_option(name, value)
         else:
             log.warning("not known here: %s of the source, %s", name, value)
     return replace(
@@ -3020,16 +3045,19 @@ def differences_of_moved(
     reading: Reading, contents: Contents, found: Contents
 ) -> list[Difference]:
     """How what changed in the source differs from what the backup says of it."""
-    roots = contents.roots
-    tables = {roots.get(table, table) for table in reading.rows}
+    tables = set(map(contents.top, reading.rows))
     sequences = {sequence for sequence, _ in reading.sequences}
     things = (tables | sequences | {LARGE_OBJECTS}) & contents.moved
-    expected = {fact for fact in told_facts(reading, contents) if fact[0] in things}
-    came_back = {fact for fact in found.facts if fact[0] in things}
-    return differences_of_facts(
-        {fact for fact in expected if re.fullmatch(TOLD_BY_BACKUPS, fact[1])},
-        {fact for fact in came_back if re.fullmatch(TOLD_BY_BACKUPS, fact[1])},
-    )
+
+    def told_of(facts: set[Fact]) -> set[Fact]:
+        return {
+            (thing, text)
+            for thing, text in facts
+            if thing in things and re.fullmatch(TOLD_BY_BACKUPS, text)
+        }
+
+    told = told_facts(reading, contents)
+    return differences_of_facts(told_of(told), told_of(found.facts))
 
 
 def expected_of_existing(
@@ -3056,7 +3084,7 @@ def names_of_objects(reading: Reading) -> set[Fact]:
     """The objects that a backup makes, as Contents.definitions name them."""
     names = set()
     for entry in reading.entries:
-        name = entry.thing.replace('"', "")
+        name = entry.unquoted_thing
         # A header and a footer have no schema, not even "-".
         is_loaded = entry.schema and entry not in reading.left_out
         if is_loaded and not re.match(UNMATCHED, name):
@@ -3130,8 +3158,8 @@ def unfilled_things(reading: Reading, contents: Contents) -> Things:
 
     Large objects are among them if it has none, but its source has.
     """
-    counted = {f"table {name}" for name in rows_of_tables(contents.facts)}
-    things = unfilled_tables(reading, contents) & (counted | contents.roots.keys())
+    counted = contents.tables | contents.roots.keys()
+    things = unfilled_tables(reading, contents) & counted
     sequences = reading.named("SEQUENCE") - reading.named("SEQUENCE SET")
     things.update(f"sequence {name}" for name in sequences)
     if not reading.noted["made"] and (LARGE_OBJECTS, "0 rows") not in contents.facts:
@@ -3141,8 +3169,7 @@ def unfilled_things(reading: Reading, contents: Contents) -> Things:
 
 def unfilled_tables(reading: Reading, contents: Contents) -> Things:
     """Tables without data in a backup, but not those whose partitions have it."""
-    tables = {f"table {name}" for name in reading.tables_without_data}
-    return tables - set(contents.roots.values())
+    return reading.tables_without_data - set(contents.roots.values())
 
 
 def insert_through_sequences(restored: Database) -> None:
@@ -3478,7 +3505,7 @@ def connection_parameters(wrapper: Any) -> dict[str, Any]:
     parameters["options"] = options.get("options") or environ.get("PGOPTIONS", "")
     role = options.get("assume_role")
     if role:
-        parameters["options"] += " -c role=" + re.sub(r"([\\ ])", r"\\\1", role)
+        parameters["options"] += session_option("role", role)
     return parameters
 
 

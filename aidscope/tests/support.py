@@ -844,6 +844,14 @@ def changed(pattern: bytes, by: bytes) -> Callable[[Path], None]:
     return change
 
 
+def below_comment(
+    sql: str, kind: str = "TABLE", name: str = "t", owner: str = "-"
+) -> str:
+    """The SQL of an object below the comment that pg_dump writes."""
+    comment = f"-- Name: {name}; Type: {kind}; Schema: public; Owner: {owner}"
+    return f"--\n{comment}\n--\n\n{sql}"
+
+
 def plain(sql: str) -> str:
     """A plain backup of this SQL, which begins in its fifth line."""
     title = "-- PostgreSQL database dump"

@@ -24,6 +24,7 @@ from aidscope.tests.support import (
     NUMBERS,
     Case,
     Row,
+    below_comment,
     changed,
     copied,
     database,
@@ -611,18 +612,12 @@ def read(sql: str) -> drill.Reading:
     return drill.Reading(io.BytesIO(plain(sql).encode()))
 
 
-def entry(statement: Statement) -> str:
-    """The statement below a comment of pg_dump's."""
-    comment = f"-- Name: t; Type: {statement.kind}; Schema: public; Owner: -"
-    return f"--\n{comment}\n--\n\n{statement.words}"
-
-
 class BeyondTests(Case, table=BEYOND):
     """What would reach beyond the database is noticed."""
 
     def judge(self, row: Statement) -> None:
         """It is told as something of the server's."""
-        reading = read(entry(row))
+        reading = read(below_comment(row.words, row.kind))
         self.assertEqual(reading.problems, [])
         self.assertTrue(reading.noted["server"])
 
@@ -632,7 +627,7 @@ class WithinTests(Case, table=WITHIN):
 
     def judge(self, row: Statement) -> None:
         """Nothing is told, and nothing is a problem."""
-        reading = read(entry(row))
+        reading = read(below_comment(row.words, row.kind))
         self.assertEqual(reading.problems, [])
         self.assertFalse(reading.noted["server"])
         self.assertEqual(reading.left_out, {})
@@ -665,7 +660,7 @@ class NamingTests(Case, table=NAMING):
 
     def judge(self, row: Naming) -> None:
         """Each is noted without its quotes."""
-        reading = read(entry(Statement(row.words)))
+        reading = read(below_comment(row.words))
         self.assertEqual(tuple(sorted(reading.roles)), row.roles)
 
     def test_rows_by_COPY_and_by_INSERT(self) -> None:
@@ -685,7 +680,7 @@ class NamingTests(Case, table=NAMING):
     def test_INSERT_in_a_literal(self) -> None:
         """What looks like an INSERT in another statement is no row."""
         literal = "CREATE TABLE public.t (\n    x text DEFAULT 'a\nINSERT INTO t;\n');"
-        self.assertFalse(read(entry(Statement(literal))).rows)
+        self.assertFalse(read(below_comment(literal)).rows)
 
 
 class LongRows(io.RawIOBase):
@@ -752,13 +747,10 @@ class ReadingTests(Case):
 
     def test_last_line_of_a_text(self) -> None:
         """One that looks like what stands behind a definition belongs to it."""
-        entry = "-- Name: TABLE t; Type: COMMENT; Schema: public; Owner: o"
         for line in ("ALTER TABLE t OWNER TO {}", "SET default_x = {}"):
-            comment = f"COMMENT ON TABLE public.t IS 'first\n{line}';"
-            found = [
-                drill.definitions_in(f"--\n{entry}\n--\n\n{comment.format(end)}\n\n")
-                for end in ("me", "you")
-            ]
+            comment = f"COMMENT ON TABLE public.t IS 'first\n{line}';\n\n"
+            script = below_comment(comment, "COMMENT", "TABLE t", "o")
+            found = [drill.definitions_in(script.format(end)) for end in ("me", "you")]
             self.assertNotEqual(*found)
 
     def test_long_rows(self) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 from aidscope.tests.in_process import Made, differences_after, drill, made
-from aidscope.tests.support import Case, Row
+from aidscope.tests.support import Case, Row, below_comment
 
 # -- Views, and their rules -----------
 SECTION = re.compile(r"^-- ([^-\n]+) --+\n", re.MULTILINE)
@@ -163,9 +163,8 @@ class NamesakesTests(Case):
 
 def operators_of(*owners: str) -> set[drill.Fact]:
     """The definitions of operators with these owners."""
-    entries = [
-        f"--\n-- Name: ===; Type: OPERATOR; Schema: public; Owner: {owner}\n--\n\n"
-        f"CREATE OPERATOR public.=== ({number});\n\n\n"
-        for number, owner in enumerate(owners)
-    ]
-    return drill.definitions_in("".join(entries))
+    script = ""
+    for number, owner in enumerate(owners):
+        sql = f"CREATE OPERATOR public.=== ({number});\n\n\n"
+        script += below_comment(sql, "OPERATOR", "===", owner)
+    return drill.definitions_in(script)

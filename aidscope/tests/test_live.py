@@ -21,6 +21,7 @@ from aidscope.tests.support import (
     Row,
     changed,
     database,
+    eventually,
     everything,
     execute,
     pg_dump,
@@ -612,10 +613,7 @@ class InUseTests(Case, table=WRITING):
         ):
             cursor.execute("TRUNCATE kept; INSERT INTO kept (word) VALUES ('new')")
             with here.started(*LIVE, url=url(name)) as process:
-                for _ in range(600):
-                    if query(name, waiting):
-                        break
-                    time.sleep(0.1)
+                self.assertTrue(eventually(lambda: query(name, waiting)))
                 session.commit()
                 over = here.ended(process)
         says = "rows of table public.kept (truncated beside the dump, which has none"

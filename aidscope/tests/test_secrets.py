@@ -29,6 +29,7 @@ from aidscope.tests.support import (
     Ended,
     Place,
     Row,
+    below_comment,
     copied,
     database,
     eventually,
@@ -535,18 +536,17 @@ class LongDefinitionTests(Case):
 
     def test_many_urls(self) -> None:
         """Each might be the beginning of a password."""
-        self.assertEqual(definitions_of("http://a:b/" * 10000), 4)
+        self.assertEqual(facts_of_default("http://a:b/" * 10000), 4)
 
     def test_many_blank_lines(self) -> None:
         """Each might be the end of the definition."""
-        self.assertEqual(definitions_of("\n" * 20000), 5)
+        self.assertEqual(facts_of_default("\n" * 20000), 5)
 
 
-def definitions_of(text: str) -> int:
+def facts_of_default(text: str) -> int:
     """How many facts tell of a table with this default."""
-    entry = "-- Name: t; Type: TABLE; Schema: public; Owner: -"
-    sql = f"CREATE TABLE t (x text DEFAULT '{text}')"
-    return len(drill.definitions_in(f"--\n{entry}\n--\n\n{sql};\n\n"))
+    sql = f"CREATE TABLE t (x text DEFAULT '{text}');\n\n"
+    return len(drill.definitions_in(below_comment(sql)))
 
 
 class RowTests(Case):

@@ -29,6 +29,7 @@ from aidscope.tests.support import (
     Place,
     Row,
     Server,
+    below_comment,
     changed,
     copied,
     database,
@@ -113,8 +114,8 @@ def replaced(old: bytes, new: bytes) -> Change:
 
 def added(sql: str, kind: str = "VIEW", name: str = "v") -> Change:
     """What adds an entry at the end."""
-    comment = f"--\n-- Name: {name}; Type: {kind}; Schema: public; Owner: postgres\n--"
-    return replaced(FOOTER, f"{comment}\n\n{sql}\n\n\n".encode() + FOOTER)
+    entry = below_comment(f"{sql}\n\n\n", kind, name, "postgres")
+    return replaced(FOOTER, entry.encode() + FOOTER)
 
 
 def judged(
