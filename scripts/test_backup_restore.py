@@ -355,18 +355,16 @@ class Drill:
         if backup.source:
             fact = "the restored database differs from its source"
             definitions.wait()
-            # What a restore rewrites, it has rewritten in the reference as well.
-            expected = replace(backup.contents, script=definitions.stdout())
+            expected = expected_of_source(
+                backup, self.reading, found, definitions.stdout()
+            )
         else:
             fact = "the restored database differs from what its backup says"
             expected = expected_of_existing(backup, self.reading, found)
         self.evidence["not_compared"].update(
             not_compared(backup, self.reading, expected, found)
         )
-        apart = differences_between(expected, found)
-        if backup.source:
-            apart += differences_of_moved(self.reading, backup.contents, found)
-        apart = unaccepted(apart, restored.run)
+        apart = unaccepted(differences_between(expected, found), restored.run)
         if not expected.definitions & found.definitions:
             fact += f"\n  {ELSEWHERE}"
         require_none(fact, apart)
@@ -1083,9 +1081,9 @@ class Contents:
     reasons: StringDict  # thing -> why no backup brings it back as it is
     extensions: StringDict  # thing -> the extension that it belongs to
     roots: StringDict  # partition -> the top table, to which its rows are counted
-    # Things that are not compared: their facts or their definitions changed
-    # while the backup was made, or an existing backup does not tell them.
-    moved: Things = frozenset()  # whose facts are not compared
+    # Things that changed while the backup was made, or that an existing backup
+    # creates but does not fill:
+    moved: Things = frozenset()  # whose facts are expected as the backup tells them
     altered: Things = frozenset()  # whose definitions are not compared
 
     @cached_property
@@ -1546,7 +1544,7 @@ def differences_between(expected: Contents, found: Contents) -> list[Difference]
     """The differences between the restored database and what was expected."""
     others = things_of_other_versions(expected, found)
     # A thing with a reason, such as an invalid index, may be in order after a restore.
-    skipped = expected.moved | others | expected.reasons.keys()
+    skipped = others | expected.reasons.keys()
     altered = expected.altered
     return differences_of_facts(
         without(expected.facts, skipped) | without(expected.definitions, altered),
@@ -1561,9 +1559,14 @@ def things_of_other_versions(expected: Contents, found: Contents) -> Things:
     return {thing for thing, version in things if version in versions}
 
 
+def about(facts: set[Fact], things: Things) -> set[Fact]:
+    """The facts that are about these things."""
+    return {(thing, text) for thing, text in facts if thing in things}
+
+
 def without(facts: set[Fact], things: Things) -> set[Fact]:
     """The facts that are not about these things."""
-    return {(thing, text) for thing, text in facts if thing not in things}
+    return facts - about(facts, things)
 
 
 def differences_of_facts(expected: set[Fact], found: set[Fact]) -> list[Difference]:
@@ -3041,23 +3044,21 @@ def read_back(restored: Database, project: "Project") -> tuple[Contents, str]:
         return contents(), plan
 
 
-def differences_of_moved(
-    reading: Reading, contents: Contents, found: Contents
-) -> list[Difference]:
-    """How what changed in the source differs from what the backup says of it."""
-    tables = set(map(contents.top, reading.rows))
-    sequences = {sequence for sequence, _ in reading.sequences}
-    things = (tables | sequences | {LARGE_OBJECTS}) & contents.moved
-
-    def told_of(facts: set[Fact]) -> set[Fact]:
-        return {
-            (thing, text)
-            for thing, text in facts
-            if thing in things and re.fullmatch(TOLD_BY_BACKUPS, text)
-        }
-
-    told = told_facts(reading, contents)
-    return differences_of_facts(told_of(told), told_of(found.facts))
+def expected_of_source(
+    backup: Backup,
+    reading: Reading,
+    found: Contents,
+    script: str,
+) -> Contents:
+    """What the source held; of what changed meanwhile, what the backup says of it."""
+    contents = backup.contents
+    told = found.facts
+    if backup.format != UNREAD:
+        told = told_facts(reading, found)
+    moved = contents.moved
+    facts = without(contents.facts, moved) | about(told, moved)
+    # What a restore rewrites, it has rewritten in the script of the reference, too.
+    return replace(contents, facts=facts, script=script)
 
 
 def expected_of_existing(
@@ -3076,7 +3077,8 @@ def expected_of_existing(
         facts.add((f"rows of materialized view {view}", "made"))
     if reading.versions[0] >= FIRST_WITH_NAMES:
         facts.update(names_of_objects(reading) - found.definitions)
-    moved = not_filled(reading, found)
+    moved = unfilled_things(reading, found)
+    facts = without(facts, moved) | about(found.facts, moved)
     return replace(found, facts=facts, moved=moved, extensions={})
 
 
@@ -3140,17 +3142,6 @@ def not_told(backup: Backup, reading: Reading) -> StringDict:
         if is_so:
             reasons[what] = reason
     return reasons
-
-
-def not_filled(reading: Reading, found: Contents) -> Things:
-    """Tables and sequences that a backup creates, but does not fill."""
-    filled = {sequence for sequence, _ in reading.sequences}
-    things = {thing for thing, _ in found.facts if thing.startswith("sequence ")}
-    things -= filled
-    for table in unfilled_tables(reading, found):
-        if (table, "0 rows") in found.facts or table in found.roots:
-            things.add(table)
-    return things
 
 
 def unfilled_things(reading: Reading, contents: Contents) -> Things:
