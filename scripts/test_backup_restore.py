@@ -2928,18 +2928,28 @@ def loading(
             arguments += ["-c", f"\\restrict {os.urandom(16).hex()}"]
     with (
         backup.sql(restored.programs) as (stream, makers),
-        without_left_out(stream, reading, restored.run) as sql,
+        without_left_out(stream, reading, restored.run) as (sql, editors),
         restored.started("psql", *PSQL, *arguments, "-f", "-", stdin=sql) as psql,
     ):
-        yield psql
-        wait_for(*makers)
+        sources = [*makers, *editors]
+        try:
+            yield psql
+        finally:
+            # One that was killed has cut the SQL, at which psql fails, too.
+            wait_for(*[source for source in sources if source.popen.poll()])
+        wait_for(*sources)
 
 
 @contextmanager
-def without_left_out(stream: File, reading: Reading, run: Run) -> Iterator[File]:
-    """The SQL of a backup, where lines that are about the whole server are empty."""
+def without_left_out(
+    stream: File, reading: Reading, run: Run
+) -> Iterator[tuple[File, list[Program]]]:
+    """A stream of SQL, where lines that are about the whole server are empty.
+
+    And the program that empties them, if any.
+    """
     if not reading.left_out:
-        yield stream
+        yield stream, []
         return
     script = ""
     # The last entry is the one that Reading.finish has added.
@@ -2949,8 +2959,7 @@ def without_left_out(stream: File, reading: Reading, run: Run) -> Iterator[File]
             last = following.line - 1
             script += f"{first},{last}{{/{SET_FOR_NEXT_ENTRY}/!s/.*//;}}\n"
     with run.started("sed", "-E", script, stdin=stream, stdout=PIPE) as sed:
-        yield sed.popen.stdout
-        sed.wait()
+        yield sed.popen.stdout, [sed]
 
 
 def loading_reference(reference: Database, contents: Contents) -> Context:

@@ -863,6 +863,12 @@ PG_DUMP = (
         (*LIVE, *CREATION),
     ),
 )
+# It reads the archive well for validation; at the load it is killed in a row.
+KILLED_LATER = """
+mkdir "$PLACE/was_read" 2> /dev/null && exec "$REAL" "$@"
+"$REAL" "$@" | head -n 60; printf 7
+kill -9 $$
+"""
 LOADERS = (
     Behaviour(
         "psql fails and tells no code",
@@ -910,6 +916,14 @@ LOADERS = (
         "kill -9 $$",
         "error",
         "validation",
+        "pg_restore exited with -9",
+    ),
+    Behaviour(
+        "pg_restore is killed while psql loads what it reads",
+        "pg_restore",
+        KILLED_LATER,
+        "error",
+        "restore",
         "pg_restore exited with -9",
     ),
     Behaviour(
@@ -963,6 +977,32 @@ class DumpBehaviourTests(BehaviourCase, table=PG_DUMP):
 
 class LoaderBehaviourTests(BehaviourCase, table=LOADERS):
     """What psql does when it loads, and pg_restore when it reads."""
+
+    def test_sed_is_killed(self) -> None:
+        """What leaves lines out of the load has cut it, and nobody else has."""
+        with place() as here:
+            pg_dump(small(), here.backup, "--create")
+            sed = here.bin / "sed"
+            sed.write_text("#!/bin/sh\nhead -c 4000\nkill -9 $$\n")
+            sed.chmod(0o755)
+            over = drilled(here, "--backup", str(here.backup))
+        self.assert_verdict(over, "error", "sed exited with -9", act="restore")
+
+    def test_gzip_is_out_of_time(self) -> None:
+        """It is killed a moment before psql, which then has half a row."""
+        with place() as here:
+            copied("gzip", here.backup)
+            gzip = here.bin / "gzip"
+            gzip.write_text(
+                f"#!/bin/sh\ncd {here.folder}\nmkdir validation 2> /dev/null ||"
+                f" mkdir load 2> /dev/null || {{\n"
+                f"{shutil.which('gzip')} $* | head -n 60; printf 7; exec sleep 60; }}\n"
+                f"exec {shutil.which('gzip')} $*\n"
+            )
+            gzip.chmod(0o755)
+            over = drilled(here, "--backup", str(here.backup), "--timeout", "3")
+        says = "gzip did not end within 3 s"
+        self.assert_verdict(over, "error", says, act="restore")
 
 
 # --- The drill's own checks -----------------------------------------------------------
