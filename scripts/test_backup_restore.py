@@ -4206,16 +4206,17 @@ def publish(evidence: Evidence, options: Options) -> None:
 
 def markdown_of(evidence: Evidence, headline: str, lines: list[Fact]) -> str:
     """The evidence for GitHub's summary: a table of the acts, one of the facts."""
-    why = ""
+    text = f"### Backup drill\n\n**{headline}**\n\n"
     if evidence["sentence"]:
-        why = f"```\n{evidence['sentence']}\n```\n\n"
-    acts = [
-        (name, act["verdict"], str(act["seconds"] or ""))
-        for name, act in evidence["acts"].items()
-    ]
-    tables = table_of(("act", "verdict", "seconds"), acts)
-    tables += table_of(("fact", "found"), lines)
-    return f"### Backup drill\n\n**{headline}**\n\n{why}{tables}"
+        text += f"```\n{evidence['sentence']}\n```\n\n"
+    text += "| act | verdict | seconds |\n| --- | --- | --- |\n"
+    for name, act in evidence["acts"].items():
+        text += f"| {name} | {act['verdict']} | {act['seconds'] or ''} |\n"
+    text += "\n| fact | found |\n| --- | --- |\n"
+    for label, found in lines:
+        cell = found.replace("|", "\\|")
+        text += f"| {label} | {cell} |\n"
+    return f"{text}\n"
 
 
 def lines_of(evidence: Evidence) -> list[Fact]:
@@ -4254,15 +4255,6 @@ def in_words(reasons: StringDict) -> list[str]:
             text += f" ({reason})"
         texts.append(text)
     return texts
-
-
-def table_of(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    """A table in Markdown."""
-    text = ""
-    for row in [head, ("---",) * len(head), *rows]:
-        cells = [cell.replace("|", "\\|") for cell in row]
-        text += f"| {' | '.join(cells)} |\n"
-    return f"{text}\n"
 
 
 def rows_of_tables(facts: set[Fact], kind: str = "table ") -> dict[str, int]:
