@@ -368,7 +368,7 @@ class Drill:
         if not expected.definitions & found.definitions:
             fact += f"\n  {ELSEWHERE}"
         require_none(fact, apart)
-        if not rows_of_tables(found.facts):  # whatever was accepted
+        if not found.tables:  # whatever was accepted
             raise BackupIsBad("no table came back")
         self.evidence.update(counts_of(expected))
         with step("make differences, and see them"):
@@ -1066,8 +1066,6 @@ def made_database(
 # and objects. OIDs and the order of rows do not matter.
 
 LARGE_OBJECTS = "large objects"  # counted and hashed as the rows of one table
-# Facts that a backup tells, too: 1000 rows; of a sequence: 7, not called yet
-TOLD_BY_BACKUPS = r"\d+ rows|-?\d+(, not called yet)?"
 
 
 @dataclass(frozen=True)
@@ -1078,6 +1076,9 @@ class Contents:
     # index public.film_title: in order
     facts: set[Fact]
     script: str = field(repr=False)  # the SQL that makes its objects
+    # Among the facts, those that a backup tells, too:
+    rows: Counter[str]  # of a table, or the number of large objects
+    sequences: set[Fact]  # sequence public.film_id_seq: 7, not called yet
     reasons: StringDict  # thing -> why no backup brings it back as it is
     extensions: StringDict  # thing -> the extension that it belongs to
     roots: StringDict  # partition -> the top table, to which its rows are counted
@@ -1098,9 +1099,14 @@ class Contents:
         return definitions_in(self.script)
 
     @property
+    def told(self) -> set[Fact]:
+        """The facts that a backup tells, too."""
+        return counted(self.rows) | self.sequences
+
+    @property
     def tables(self) -> set[str]:
         """The tables whose rows were counted."""
-        return {f"table {name}" for name in rows_of_tables(self.facts)}
+        return self.rows.keys() - {LARGE_OBJECTS}
 
     def top(self, table: str) -> str:
         """The table to which the rows of a table or partition are counted."""
@@ -1169,8 +1175,8 @@ relation AS (
             OR ('pg_class'::regclass, c.oid) NOT IN (TABLE member)))
 """
 # These queries follow RELATION, which ends before its SELECT. What they select
-# is a list: its kind (rows, fact, reason, extension, root), a thing, and what
-# is told of it.
+# is a list: its kind (rows, sequence, fact, reason, extension, root), a thing,
+# and what is told of it.
 # \gexec runs each cell of a result as a statement.
 LOCKS = r"""
 SELECT format('LOCK TABLE ONLY %s IN ACCESS SHARE MODE', sql)
@@ -1188,7 +1194,7 @@ SELECT format('SELECT json_build_array(''reason'', %L, '
    AND relfilenode <> pg_relation_filenode(oid) \gexec
 """
 SEQUENCES = r"""
-SELECT format('SELECT json_build_array(''fact'', %L, last_value || '
+SELECT format('SELECT json_build_array(''sequence'', %L, last_value || '
               'CASE WHEN is_called THEN '''' ELSE '', not called yet'' END) '
               'FROM %s', 'sequence ' || name, sql)
   FROM relation
@@ -1459,7 +1465,7 @@ def read_contents(database: Database) -> Contents:
 
 def contents_from(facts: list[Any], script: str = "") -> Contents:
     """The contents of a database, from what psql and pg_dump have told."""
-    told: dict[str, set[Fact]] = defaultdict(set)
+    found: dict[str, set[Fact]] = defaultdict(set)
     rows: Counter[str] = Counter()
     totals: Counter[str] = Counter()  # of the rows' hashes
     for kind, thing, *values in facts:
@@ -1469,17 +1475,23 @@ def contents_from(facts: list[Any], script: str = "") -> Contents:
             totals[thing] += total
         else:
             (text,) = values
-            told[kind].add((thing, text))
-    for thing, count in rows.items():
-        told["fact"].add((thing, f"{count} rows"))
-        told["fact"].add((thing, f"rows with hash {salted_hash(totals[thing])}"))
+            found[kind].add((thing, text))
+    for thing, total in totals.items():
+        found["fact"].add((thing, f"rows with hash {salted_hash(total)}"))
     return Contents(
-        told["fact"],
+        found["fact"] | found["sequence"] | counted(rows),
         script,
-        reasons=dict(told["reason"]),
-        extensions=dict(told["extension"]),
-        roots=dict(told["root"]),
+        rows,
+        found["sequence"],
+        reasons=dict(found["reason"]),
+        extensions=dict(found["extension"]),
+        roots=dict(found["root"]),
     )
+
+
+def counted(rows: Counter[str]) -> set[Fact]:
+    """Numbers of rows as facts."""
+    return {(thing, f"{count} rows") for thing, count in rows.items()}
 
 
 def salted_hash(value: object) -> str:
@@ -1617,9 +1629,9 @@ def require_differences_seen(restored: Database, found: Contents) -> None:
     apart = differences_between(some_rows, changed_rows)
     seen = {difference.thing for difference in apart}
     unseen = [
-        f"a value of table {table}"
-        for table, count in rows_of_tables(some_rows.facts).items()
-        if count and f"table {table}" not in seen  # 0: all its values are NULL
+        f"a value of {table}"
+        for table, count in some_rows.rows.items()
+        if count and table not in seen  # 0: all its values are NULL
     ]
     if names and not differences_between(facts_alone, one_less):
         unseen.append("a name")
@@ -2192,7 +2204,7 @@ def new_backup(source: Database, project: "Project") -> "Backup":
         backup = commanded_backup(source, project)
     else:
         backup = written_backup(source)
-    if not rows_of_tables(backup.contents.facts):
+    if not backup.contents.tables:
         raise NotJudged(f'database "{source.name}" has no table to lose')
     return backup
 
@@ -2673,15 +2685,10 @@ def ends_well(path: Path) -> bool:
 def told_facts(reading: Reading, contents: Contents) -> set[Fact]:
     """The facts of a database, with numbers and values as a backup tells them."""
     rows = Counter({LARGE_OBJECTS: reading.noted["made"].total()})
-    for table, count in reading.rows.items():
-        rows[contents.top(table)] += count
-    told = set(reading.sequences)
-    for thing, text in contents.facts:
-        if not re.fullmatch(TOLD_BY_BACKUPS, text):
-            told.add((thing, text))
-        elif text.endswith(" rows"):
-            rows[thing] += 0  # a table of which the backup says nothing has 0 rows
-    return told | {(thing, f"{count} rows") for thing, count in rows.items()}
+    # A partition without rows may have no entry; its rows may be in that of the top.
+    for table in reading.tables("TABLE DATA") | contents.roots.keys():
+        rows[contents.top(table)] += reading.rows[table]
+    return (contents.facts - contents.told) | counted(rows) | reading.sequences
 
 
 def problems_of_source(reading: Reading, backup: Backup) -> list[str]:
@@ -2694,13 +2701,11 @@ def problems_of_source(reading: Reading, backup: Backup) -> list[str]:
     for thing in unfilled_things(reading, contents):
         if contents.top(thing) in contents.moved:
             had.add((thing, "its data, which change"))
-    filled = set(map(contents.top, reading.tables("TABLE DATA")))
     told = without(told_facts(reading, contents), uncounted)
-    told -= {(table, "0 rows") for table in contents.tables - filled}
     problems = list(map(str, unaccepted(differences_of_facts(had, told), run)))
     if problems and run.options.live:
         problems.insert(0, "if rows came and went meanwhile, run again")
-    alike = {text for _, text in had & told if re.fullmatch(TOLD_BY_BACKUPS, text)}
+    alike = {text for _, text in contents.told & told}
     if problems and alike <= {"0 rows"}:
         problems.insert(0, ELSEWHERE)
     return problems
@@ -3076,7 +3081,7 @@ def expected_of_existing(
     found: Contents,
 ) -> Contents:
     """What a backup says of itself; everything else is expected as it was found."""
-    if backup.format == UNREAD and not any(rows_of_tables(found.facts).values()):
+    if backup.format == UNREAD and not found.rows.total():
         raise BackupIsBad("the restore command brought back no row")
     # SQL after the end may have changed anything.
     if backup.format == UNREAD or reading.has_sql_after_end:
@@ -3162,7 +3167,7 @@ def unfilled_things(reading: Reading, contents: Contents) -> Things:
     things = unfilled_tables(reading, contents) & counted
     sequences = reading.named("SEQUENCE") - reading.named("SEQUENCE SET")
     things.update(f"sequence {name}" for name in sequences)
-    if not reading.noted["made"] and (LARGE_OBJECTS, "0 rows") not in contents.facts:
+    if contents.rows[LARGE_OBJECTS] and not reading.noted["made"]:
         things.add(LARGE_OBJECTS)
     return things
 
@@ -4257,29 +4262,21 @@ def in_words(reasons: StringDict) -> list[str]:
     return texts
 
 
-def rows_of_tables(facts: set[Fact], kind: str = "table ") -> dict[str, int]:
-    """The number of rows of each table, by its name."""
-    return {
-        thing.removeprefix(kind): int(text.removesuffix(" rows"))
-        for thing, text in sorted(facts)
-        if thing.startswith(kind) and text.endswith(" rows")
-    }
-
-
 def counts_of(contents: Contents) -> Evidence:
     """How much a database holds, of what."""
-    facts = without(contents.facts, contents.moved)
-    rows = rows_of_tables(facts)
-    large_objects = rows_of_tables(facts, LARGE_OBJECTS)
-    things = {thing for thing, _ in facts}
+    tables = contents.tables - contents.moved
+    rows = {table: contents.rows[table] for table in sorted(tables)}
+    large_objects = contents.rows[LARGE_OBJECTS]
+    if LARGE_OBJECTS in contents.moved:
+        large_objects = 0
     texts = [text for _, text in contents.definitions]
     return {
         "tables": len(rows),
         "rows": sum(rows.values()),
         "objects": texts.count(""),  # see Contents.definitions
-        "rows_of_tables": rows,
-        "sequences": sum(thing.startswith("sequence ") for thing in things),
-        "large_objects": sum(large_objects.values()),
+        "rows_of_tables": {name.removeprefix("table "): rows[name] for name in rows},
+        "sequences": len(without(contents.sequences, contents.moved)),
+        "large_objects": large_objects,
     }
 
 

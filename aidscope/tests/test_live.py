@@ -310,7 +310,7 @@ UNCOMPARED = {
 
 def contents_with(extensions: dict[str, str]) -> drill.Contents:
     """Contents of nothing but parts of extensions."""
-    return drill.Contents(set(), "", {}, extensions, {})
+    return drill.contents_from([("extension", *item) for item in extensions.items()])
 
 
 @dataclass(frozen=True)
