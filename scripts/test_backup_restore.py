@@ -696,28 +696,28 @@ def output_of(starting: Context) -> str:
 BLAMED_ALWAYS = (
     # Not a value of its type; but 22023 is about a parameter, and money is
     # written as lc_monetary of the source has it.
-    "22(?!023|P02:cash_in)",
-    "42P06|42P07|42701|42723",  # a schema, relation, column, function twice
-    "42710:(?!CreateExtension|CreateRole)",  # another object twice
-    "23502|23503",  # NULL in a NOT NULL column; a reference to a missing row
-    "P0001:exec_stmt_raise",  # a function in the backup raises it
+    "22(?!023|P02:cash_in)"
+    "|42P06|42P07|42701|42723"  # a schema, relation, column, function twice
+    "|42710:(?!CreateExtension|CreateRole)"  # another object twice
+    "|23502|23503"  # NULL in a NOT NULL column; a reference to a missing row
+    "|P0001:exec_stmt_raise"  # a function in the backup raises it
 )
 # These too, on the major version that wrote it: others have other objects, and
 # another SQL; 13 was the last version with postfix operators.
 BLAMED_ON_SAME_MAJOR = (
-    "42601",  # a syntax error
+    "|42601"  # a syntax error
     # No such table, column, function, schema; but not a library, an extension:
-    "(42P01|42703|42883|3F000):(?!load_external_function|CreateExtension)",
+    "|(42P01|42703|42883|3F000):(?!load_external_function|CreateExtension)"
     # No such type; no such extension for a comment on it:
-    "42704:(typenameType|compute_return_type|get_extension_oid)",
-    "42704:AlterPublication",  # no such publication for a table of it
-    "42803",  # a view that groups by a key which is lost
-    "42809|42830",  # a wrong kind of relation; no key for a foreign key
-    "55000:ATExecAttachPartitionIdx",  # the index of a table that is no partition
+    "|42704:(typenameType|compute_return_type|get_extension_oid)"
+    "|42704:AlterPublication"  # no such publication for a table of it
+    "|42803"  # a view that groups by a key which is lost
+    "|42809|42830"  # a wrong kind of relation; no key for a foreign key
+    "|55000:ATExecAttachPartitionIdx"  # the index of a table that is no partition
 )
 # These too, in the locale of the source, as texts may be ordered otherwise
 # elsewhere: duplicate keys, CHECKs, exclusions, partition bounds.
-BLAMED_IN_SAME_ORDER = ("23505|23514|23P01|42P17",)
+BLAMED_IN_SAME_ORDER = "|23505|23514|23P01|42P17"
 # What a code says about a row, where PostgreSQL's own message could quote one.
 MEANINGS = {
     "42601": "a syntax error",
@@ -789,12 +789,12 @@ class Report:
 
     def blames_backup(self, same_major: bool, same_order: bool) -> bool:
         """Whether only the content of a backup can have caused the error."""
-        patterns = list(BLAMED_ALWAYS)
+        pattern = BLAMED_ALWAYS
         if same_major:
-            patterns += BLAMED_ON_SAME_MAJOR
+            pattern += BLAMED_ON_SAME_MAJOR
         if same_order:
-            patterns += BLAMED_IN_SAME_ORDER
-        return any(re.match(pattern, self.cause) for pattern in patterns)
+            pattern += BLAMED_IN_SAME_ORDER
+        return bool(re.match(pattern, self.cause))
 
 
 class ProgramFailed(NotJudged):
@@ -1082,8 +1082,8 @@ class Contents:
     reasons: StringDict  # thing -> why no backup brings it back as it is
     extensions: StringDict  # thing -> the extension that it belongs to
     roots: StringDict  # partition -> the top table, to which its rows are counted
-    # Things that changed while the backup was made, or that an existing backup
-    # creates but does not fill:
+    # Things that changed while the backup was made, or of which an existing
+    # backup has no data:
     moved: Things = frozenset()  # whose facts are expected as the backup tells them
     altered: Things = frozenset()  # whose definitions are not compared
 
@@ -2050,7 +2050,7 @@ class Reading:
             is_empty = entry.kind == "TABLE DATA" and entry not in self.filled
             if has_copies_alone and is_empty:
                 self.problems.append(f"{entry.thing}: missing")
-        for table in self.swallowed & self.tables_without_data:
+        for table in sorted(self.swallowed & self.tables_without_data):
             self.problems.append(f"{table}: its data lie in another's COPY block")
 
 
@@ -2358,12 +2358,12 @@ SHOWN = rb"((--|/\*)[ -~]{0,60}|<[!?a-zA-Z][a-zA-Z ]*|[{\[]|SQLite format)?"
 # xz: x.xz: File format not recognized
 # pg_restore: error: could not open file "3456.dat": No such file or directory
 DAMAGE = (
-    "unexpected|premature end|Unfinished stream|end of (file|input)|too short",
-    "[Cc]orrupt|[Ii]ntegrity|crc error|length error|Decompression error",
-    "uncompress|not recognized|[Uu]nrecognized (?!option)|unknown header",
-    "match checksum|incorrect (data|header|length) check|could not close data",
-    "unsupported format|magic|could not open .*No such file|could not find",
-    "out of range|invalid (?!option|mem)",
+    "unexpected|premature end|Unfinished stream|end of (file|input)|too short"
+    "|[Cc]orrupt|[Ii]ntegrity|crc error|length error|Decompression error"
+    "|uncompress|not recognized|[Uu]nrecognized (?!option)|unknown header"
+    "|match checksum|incorrect (data|header|length) check|could not close data"
+    "|unsupported format|magic|could not open .*No such file|could not find"
+    "|out of range|invalid (?!option|mem)"
 )
 # "Started on" is in an unknown time zone, which is at most so far behind UTC.
 FARTHEST_BEHIND = timedelta(hours=12)
@@ -2570,7 +2570,7 @@ def problems_of_programs(makers: list[Program]) -> list[str]:
     try:
         wait_for(*makers)
     except ProgramFailed as failure:
-        if not re.search("|".join(DAMAGE), failure.stderr):
+        if not re.search(DAMAGE, failure.stderr):
             raise
         return [": ".join(failure.args[:2])]
     return []
@@ -2697,9 +2697,10 @@ def problems_of_source(reading: Reading, backup: Backup) -> list[str]:
     contents = backup.contents
     uncounted = contents.moved | reading.tables("FOREIGN TABLE")
     had = without(contents.facts, uncounted)
-    # Of what changed meanwhile, some data must be there.
+    # Of what changed meanwhile, some data must be there; but it may be new.
+    changed = contents.moved - contents.altered
     for thing in unfilled_things(reading, contents):
-        if contents.top(thing) in contents.moved:
+        if contents.top(thing) in changed:
             had.add((thing, "its data, which change"))
     told = without(told_facts(reading, contents), uncounted)
     problems = list(map(str, unaccepted(differences_of_facts(had, told), run)))
@@ -2735,7 +2736,7 @@ def require_loadable(reading: Reading, server: Database) -> None:
         ),
         (
             foreign,
-            f"it holds rows of foreign tables: {', '.join(foreign)}",
+            f"it holds rows of foreign tables: {', '.join(sorted(foreign))}",
             "a load would write into the other server: dump without them",
         ),
         (
@@ -3121,7 +3122,7 @@ def not_compared(
         reasons["owners"] = "one role owns all of a rehearsal"
     for thing in sorted(expected.moved | expected.altered):
         reasons[thing] = reason
-    for thing in things_of_other_versions(expected, found):
+    for thing in sorted(things_of_other_versions(expected, found)):
         reasons[thing] = "an extension's, which may be of another version here"
     return reasons
 
@@ -3159,22 +3160,15 @@ def not_told(backup: Backup, reading: Reading) -> StringDict:
 
 
 def unfilled_things(reading: Reading, contents: Contents) -> Things:
-    """Tables, partitions and sequences that a backup creates, but does not fill.
-
-    Large objects are among them if it has none, but its source has.
-    """
-    counted = contents.tables | contents.roots.keys()
-    things = unfilled_tables(reading, contents) & counted
-    sequences = reading.named("SEQUENCE") - reading.named("SEQUENCE SET")
-    things.update(f"sequence {name}" for name in sequences)
+    """Tables, partitions, sequences and large objects of which a backup has no data."""
+    # The data of a table with partitions are theirs.
+    tables = contents.tables - set(contents.roots.values()) | contents.roots.keys()
+    told = {sequence for sequence, _ in reading.sequences}
+    things = {sequence for sequence, _ in contents.sequences} - told
+    things |= tables - reading.tables("TABLE DATA")
     if contents.rows[LARGE_OBJECTS] and not reading.noted["made"]:
         things.add(LARGE_OBJECTS)
     return things
-
-
-def unfilled_tables(reading: Reading, contents: Contents) -> Things:
-    """Tables without data in a backup, but not those whose partitions have it."""
-    return reading.tables_without_data - set(contents.roots.values())
 
 
 def insert_through_sequences(restored: Database) -> None:

@@ -304,6 +304,16 @@ class PeculiarTests(Case, table=PECULIAR):
         self.assert_verdict(over, "passed")
         self.assertIn(row.uncompared, str(over.not_compared))
 
+    def test_order(self) -> None:
+        """What is not compared stands in one order."""
+        things = [f"extension {name}" for name in ("citext", "hstore", "ltree", "seg")]
+        made = ";".join(f"CREATE {thing} SCHEMA public" for thing in things[::-1])
+        with place() as here:
+            with database(f"CREATE TABLE t (); {made}") as source:
+                pg_dump(source, here.backup)
+            over = judged(here)
+        self.assert_verdict(over, "passed", f"{', '.join(things)} (an extension's")
+
     def test_data_after_the_end(self) -> None:
         """A row that begins with NULL is no command for psql."""
         data = "COPY public.t FROM stdin;\n\\N\tone\n\\.\n"
