@@ -721,6 +721,7 @@ BLAMED_IN_SAME_ORDER = "|23505|23514|23P01|42P17"
 # What a code says about a row, where PostgreSQL's own message could quote one.
 MEANINGS = {
     "42601": "a syntax error",
+    "22001": "a value that is too long",
     "22021": "bytes that are not text in its encoding",
     "22P02": "a value that its type does not allow",
     "22P04": "a row with too few or too many columns",
@@ -1810,9 +1811,12 @@ class Reading:
     @property
     def encoding(self) -> str:
         """The encoding of a database into which it can be loaded."""
+        found = re.search(r"ENCODING = '(\w+)'", self.locale)
+        if found:
+            return found[1]
         if "SQL_ASCII" in self.noted["encoding"]:
             return "SQL_ASCII"
-        return re.search(r"ENCODING = '(\w+)'|$", self.locale)[1] or "UTF8"
+        return "UTF8"
 
     @property
     def is_garbled(self) -> bool:
@@ -2348,6 +2352,9 @@ READ_BEGINNING = 'head -c "$2" -- "$1" | "$3" --file /dev/null'
 # toc.dat, 3456.dat.gz, blob_4711.dat, blobs_16394.toc
 MEMBER = re.compile(r"toc\.dat|(blob_)?\d+\.dat(\.\w+)?|blobs(_\d+)?\.toc(\.\w+)?")
 MEMBER_FORMATS = {".gz": "gzip", ".lz4": "lz4", ".zst": "zstd"}
+# A tar holds SQL, too, for those who unpack it:
+# -- File paths need to be edited. Search for $$PATH$$ and
+IN_PARTS = b"\n-- File paths need to be edited."
 # What is shown of a file that is not a backup: a beginning that cannot be a row.
 SHOWN = rb"((--|/\*)[ -~]{0,60}|<[!?a-zA-Z][a-zA-Z ]*|[{\[]|SQLite format)?"
 # What decompressors and pg_restore say of damage, and of nothing else:
@@ -2521,6 +2528,11 @@ def require_sql(path: Path, first_reading: Reading) -> None:
         raise NotReadable(
             f"{path} is a dump of a whole server, by pg_dumpall",
             "dump each database by pg_dump",
+        )
+    if IN_PARTS in beginning[:1024]:
+        raise NotReadable(
+            f"{path} is the restore.sql of a tar, whose data are in other files",
+            "name the tar, or the folder that it was unpacked into",
         )
     is_damaged = first_reading.is_garbled or not beginning.strip(b"\0")
     # Reading itself adds an entry before the first line and one after the last.
@@ -3017,12 +3029,14 @@ def verdict_on_load(
     # CREATE EXTENSION runs a script of the server's; its own syntax is the backup's.
     is_extension_script = entry.kind == "EXTENSION" and report.code != "42601"
     is_appended_sql = entry.kind == AFTER_END and reading.has_sql_after_end
+    # In it, varchar(9) has room for nine bytes, elsewhere for nine characters.
+    is_by_encoding = report.code == "22001" and restored.encoding == "SQL_ASCII"
     is_by_settings = re.match(BY_SETTINGS, f"{entry.kind} {report.cause}")
     if is_by_settings and has_lost_settings(backup, restored):
         return NotJudged(fact, found, LOST_SETTINGS)
     same_major = set(reading.versions) == {restored.major}
     is_blamed = report.blames_backup(same_major, has_same_order(restored, backup))
-    if is_blamed and not is_extension_script and not is_appended_sql:
+    if is_blamed and not (is_extension_script or is_appended_sql or is_by_encoding):
         return BackupIsBad(fact, found)
     return NotJudged(fact, found, hint_for(f"{report.cause} of a load"))
 
@@ -3809,7 +3823,7 @@ def missing_programs(
         package = "postgresql"
     if major != NEWEST:
         fact += f" {major}, the version of the server or of the backup"
-        package += f"-{major}"
+        package += f"-{major}, perhaps from apt.postgresql.org"
     versions = ", ".join(sorted({programs.version for programs in found}))
     return NotJudged(
         fact,
@@ -3970,6 +3984,7 @@ HINTS = {
         "texts may have another order here: use --no-throwaway"
         " on a server with the locale of the source"
     ),
+    "^22001.* of a load": "dump it without --encoding, as it had perhaps another one",
     "^(42|3F000|55000).* of a load": (
         "use the versions of PostgreSQL and of its extensions that wrote it,"
         " unless the backup lacks what is missing"

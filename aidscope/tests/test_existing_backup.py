@@ -304,6 +304,19 @@ class PeculiarTests(Case, table=PECULIAR):
         self.assert_verdict(over, "passed")
         self.assertIn(row.uncompared, str(over.not_compared))
 
+    def test_encoding_that_is_lost(self) -> None:
+        """Where text has no encoding, it may be too long; that is nobody's fault."""
+        with place() as here:
+            with database("CREATE TABLE t AS SELECT 'äöü'::varchar(3) AS s") as source:
+                pg_dump(source, here.backup, "--encoding=SQL_ASCII")
+                over = judged(here)
+                pg_dump(source, here.backup, "--encoding=SQL_ASCII", "--create")
+            # Then the encoding of the database counts.
+            changed(rb"(LOCALE|LC_COLLATE) = '.*?'", rb"\1 = 'Nowhere'")(here.backup)
+            told = judged(here)
+        self.assert_verdict(over, "error", "22001", "dump it without --encoding")
+        self.assert_verdict(told, "passed", "a locale is missing here")
+
     def test_order(self) -> None:
         """What is not compared stands in one order."""
         things = [f"table public.{letter}" for letter in "abcdefgh"]
@@ -426,6 +439,9 @@ COPY pg_catalog.pg_description (objoid, classoid, objsubid, description) FROM st
 HEAD = b"--\n-- PostgreSQL database dump\n--\n\n"
 FOOT = "--\n-- PostgreSQL database dump complete\n--\n\n"
 CLUSTER = HEAD.replace(b"database dump", b"database cluster dump")
+IN_PARTS = (
+    b"--\n-- NOTE:\n--\n-- File paths need to be edited. Search for $$PATH$$ and\n"
+)
 TAR = b"a.sql".ljust(257, b"\0") + b"ustar\x0000".ljust(255, b"\0")
 
 
@@ -452,6 +468,7 @@ NO_BACKUPS = (
     File("PGP", b"-----BEGIN PGP MESSAGE-----\n", "error", "encrypted by OpenPGP"),
     File("PGP in binary", b"\x85\x01\x0cKrokodil", "error", "encrypted by OpenPGP"),
     File("a whole server's dump", CLUSTER, "error", "pg_dumpall"),
+    File("the SQL of a tar", IN_PARTS + HEAD, "error", "the restore.sql of a tar"),
 )
 PACKED_TWICE = (
     File("a server's dump", gzip.compress(CLUSTER), "error", "pg_dumpall"),
