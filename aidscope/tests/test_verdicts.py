@@ -1203,7 +1203,9 @@ class VersionTests(Case, table=VERSIONS):
             self.assert_facts(over, programs=used)
         if row.newer in (OLDER, NEWER) and row.verdict == "error":
             self.assertIn(f"missing: pg_dump, psql, pg_restore {major},", over.said)
-            self.assertIn(f"apt-get install postgresql-client-{major}, perhaps", over.said)
+            self.assertIn(
+                f"apt-get install postgresql-client-{major}, perhaps", over.said
+            )
 
     def test_of_no_version(self) -> None:
         """Programs that tell no version are none."""
