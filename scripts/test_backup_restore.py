@@ -138,7 +138,10 @@ Command = tuple[str, ...]
 File = IO[bytes]
 Context = AbstractContextManager[Any]
 MARK = "backup_drill_"  # our databases' and folders' names begin with it
-ROOT = Path(__file__).resolve().parent.parent  # of the project
+FOLDER = Path(__file__).resolve().parent
+ROOT = FOLDER.parent  # of the project
+if (FOLDER / "manage.py").is_file():
+    ROOT = FOLDER
 
 
 class Verdict(Exception):
@@ -549,6 +552,7 @@ class Run:
         text: str = "",  # its stdin, unless that is given
         stdin: int | File | None = None,
         stdout: int | None = None,
+        umask: int = 0o077,
         timeouts: float = 1,  # its time limit, as a multiple of --timeout
         **account: Any,
     ) -> Iterator["Program"]:
@@ -561,7 +565,7 @@ class Run:
                 stdout=stdout or output,
                 stderr=errors,
                 bufsize=0,
-                umask=0o077,
+                umask=umask,
                 cwd=ROOT,  # the settings may name files relative to it
                 process_group=self.group,
                 **account,
@@ -3253,6 +3257,7 @@ def verdict_on_manage(
 # The first argument with which this file runs itself, as a process of the project.
 DESCRIBE = "--describe-project"
 RUN_COMMAND = "--run-project-command"
+RUN_FOR_TEAM = "--run-project-command-for-team"
 FAULT_MARK = "the project fails:"  # on stderr, before what went wrong
 # Exceptions whose messages are shown: where rows are at hand, those that are about
 # a command; while settings are imported, those about code and names, too. The
@@ -3336,7 +3341,10 @@ def described_project(run: Run) -> Project:
     if options.live or options.restore_command or not options.private:
         arguments.append("connection")
     with step("import the settings"):
-        answer = json.loads(answer_of(run, "the settings", 1, *arguments))
+        text = answer_of(run, "the settings", 1, *arguments)
+    if not text:
+        raise NotJudged("the settings end the process that imports them")
+    answer = json.loads(text)
     run = replace(run, secrets=tuple(answer.pop("secrets")))
     aliases = answer.pop("aliases")
     if options.database not in aliases:
@@ -3360,16 +3368,19 @@ def answer_of(
         *arguments,
         name=name,
         environment={**environ, "BACKUP_DRILL": str(run.folder)},
+        umask=-1,  # what it writes belongs to the project
         timeouts=timeouts,
     )
     with started as program:
         try:
             program.wait()
         except ProgramFailed as failure:
-            stderr = run.redacted(failure.stderr)
-            if FAULT_MARK not in stderr:
+            if arguments[0] == RUN_COMMAND:
+                program.show(program.output)
+            _, mark, fault = failure.stderr.rpartition(FAULT_MARK)
+            if not mark:
                 raise NotJudged(failure.args[0], "it could not say why") from None
-            fault = stderr.split(FAULT_MARK)[-1].strip()  # after what its code prints
+            fault = run.redacted(fault).strip()
             fact = f"{name}: the project fails"
             if program.popen.returncode == MUST_NOT_RUN:
                 raise NotJudged(fact, fault) from None
@@ -3384,15 +3395,19 @@ def answer_of(
 def answer(verb: str, *arguments: str) -> NoReturn:
     """Print what `answer_of` asks for, or on stderr why the project fails; exit."""
     answers = os.fdopen(os.dup(1), "w")
-    errors = os.fdopen(os.dup(2), "w")
-    os.dup2(2, 1)  # what the project prints is not the answer
+    errors = os.fdopen(os.dup(2), "w", errors="backslashreplace")
+    if verb != RUN_FOR_TEAM:
+        os.dup2(2, 1)  # what the project prints is not the answer
 
-    def work(_: object = None) -> None:
+    def work(*_: object) -> None:
+        sys.argv[1:] = arguments[1:]
         try:
             if verb == DESCRIBE:
                 json.dump(description_of(*arguments), answers)
-            else:
+            elif verb == RUN_COMMAND:
                 run_on_scratch_database(*arguments, stdout=answers)
+            else:
+                run_on_scratch_database(*arguments, stdout=sys.stdout)
         except SystemExit as stop:
             if stop.code:
                 raise
@@ -3408,9 +3423,9 @@ def answer(verb: str, *arguments: str) -> NoReturn:
         os._exit(status)  # a thread of the project may never end
 
     try:
-        run_in_project(work, *arguments[1:])
+        run_in_project(work)
     except BaseException as error:  # noqa: BLE001  the process ends below
-        if verb == RUN_COMMAND:
+        if verb != DESCRIBE:
             print(error, file=errors)  # the whole message, as manage.py does
         print(FAULT_MARK, described(error, shown_in(verb, arguments[0])), file=errors)
         if isinstance(error, NotJudged):
@@ -3427,15 +3442,17 @@ def shown_in(verb: str, request: str) -> Things:
     return WITH_ROWS
 
 
-def run_in_project(work: Callable[[], None], *arguments: str) -> None:
+def run_in_project(work: Callable[..., None]) -> None:
     """Do the work where manage.py would run a command of Django's."""
     from django.core import management
 
     management.execute_from_command_line = work
+    management.ManagementUtility.execute = work
     paths = [ROOT / "manage.py", *sorted(ROOT.glob("*/manage.py"))]
     for path in filter(Path.exists, paths):
         sys.path.insert(0, str(path.parent))
-        sys.argv = [str(path), *arguments]
+        # A manage.py may start Django otherwise, which knows no such command.
+        sys.argv = [str(path), "backup-drill"]
         runpy.run_path(str(path), run_name="__main__")
     if "DJANGO_SETTINGS_MODULE" not in environ:
         raise ImportError(
@@ -3481,7 +3498,7 @@ def description_of(alias: str, *needed: str) -> dict[str, Any]:
         engine = database["ENGINE"]
         if needed:
             parameters = connection_parameters(wrapper)
-    options = database["OPTIONS"].get("options", "")
+    options = database["OPTIONS"].get("options") or ""
     return {
         "aliases": list(databases),
         "secrets": secrets_in(databases, parameters),
@@ -3560,6 +3577,7 @@ def run_on_scratch_database(request: str, *command: str, stdout: IO[str]) -> Non
     connections._settings = {name: dict(scratch) for name in databases}
     databases.update(connections._settings)  # for code that reads settings.DATABASES
     del connections.settings  # a cache of what they were before
+    refuse_other_connections(target)
     django.setup()
     for database in connections.settings.values():
         for name in ("NAME", "HOST", "PORT"):
@@ -3570,6 +3588,20 @@ def run_on_scratch_database(request: str, *command: str, stdout: IO[str]) -> Non
             if connector.keys() & {"NAME", "HOST", "PORT"}:
                 raise NotJudged("DBBACKUP_CONNECTORS names a database")
     call_command(*command, stdout=stdout)
+
+
+def refuse_other_connections(target: StringDict) -> None:
+    """End connections of Django that lead elsewhere, as an engine may have its own."""
+    from django.db.backends.signals import connection_created
+
+    def require_target(connection: Any, **_: object) -> None:
+        info = connection.connection.info
+        host = target.get("HOST", info.host)
+        if (info.dbname, info.host) != (target["NAME"], host):
+            connection.close()
+            raise NotJudged("the engine of the settings connects to another database")
+
+    connection_created.connect(require_target, weak=False)
 
 
 # --- A team's own commands ---------------------------------------------------
@@ -3685,7 +3717,7 @@ def url_of(database: Database) -> str:
 def manage_script(database: Database, project: Project) -> Path:
     """A file that runs the project's management commands on the database."""
     path = database.run.folder / "manage"
-    arguments = (sys.executable, __file__, RUN_COMMAND, project.request(database))
+    arguments = (sys.executable, __file__, RUN_FOR_TEAM, project.request(database))
     path.write_text(f'#!/bin/sh\nexec {shlex.join(arguments)} "$@"\n')
     path.chmod(0o700)
     return path
@@ -4548,7 +4580,7 @@ def close_streams() -> None:
 
 def main(argv: list[str]) -> int:
     """Run the drill; 0 when all that ran passed or was skipped, else 1."""
-    if argv[1:] and argv[1] in (DESCRIBE, RUN_COMMAND):
+    if argv[1:] and argv[1] in (DESCRIBE, RUN_COMMAND, RUN_FOR_TEAM):
         answer(*argv[1:])  # which ends the process
     open_missing_streams()
     try:

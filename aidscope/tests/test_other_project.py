@@ -25,6 +25,7 @@ from aidscope.tests.support import (
     Case,
     Ended,
     Row,
+    database,
     execute,
     folder,
     lasting,
@@ -421,6 +422,16 @@ USES = (
 )
 
 
+MANAGE_OTHERWISE = """
+import os, subprocess, sys
+from django.core import management
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "market.settings")
+"""
+BY_A_PROGRAM = "subprocess.run([sys.executable, '-m', 'django', *sys.argv[1:]])\n"
+BY_THE_UTILITY = "management.ManagementUtility(sys.argv).execute()\n"
+
+
 class OtherProjectTests(Case, table=USES):
     """The drill passes in the project, and its databases are what they were."""
 
@@ -451,6 +462,29 @@ class PlaceOfProjectTests(Case):
             over = self.run_in(root, *LIVE)
         self.assert_verdict(over, "passed")
         self.assert_facts(over, tables=SHOP_TABLES, **MIGRATED)
+
+    def test_manage_of_its_own(self) -> None:
+        """One that starts Django by other means leads nothing to its database."""
+        for start in (BY_A_PROGRAM, BY_THE_UTILITY):
+            with other_root() as root, database("CREATE TABLE kept ()") as own:
+                for name in ("market", "shop", "archive"):
+                    shutil.copytree(project() / name, root / name)
+                with (root / "market" / "settings.py").open("a") as file:
+                    file.write(f"DATABASES['default']['NAME'] = {own!r}\n")
+                (root / "manage.py").write_text(f"{MANAGE_OTHERWISE}{start}")
+                over = self.run_in(root, "--throwaway")
+                now = pg_dump(own, root / "now").read_text()
+            self.assert_verdict(over, "passed")
+            self.assertNotIn("django_migrations", now)
+
+    def test_file_beside_manage(self) -> None:
+        """The project is that of the manage.py beside the drill, not a neighbour's."""
+        with other_root() as root:
+            (root / "aaa").mkdir()
+            (root / "aaa" / "manage.py").write_text("raise RuntimeError")
+            (root / "scripts" / "manage.py").write_text("raise SystemExit(0)\n")
+            over = self.run_in(root)
+        self.assert_verdict(over, "error", "SystemExit", act="set-up")
 
     def test_no_manage(self) -> None:
         """Without one, a variable names the settings, or nothing does."""
@@ -557,6 +591,11 @@ DATABASES = {"default": {"ENGINE": ENGINE, **words}}
         arguments=(),
     ),
     Connection(
+        "options that are none",
+        ONE + "**SERVER, 'NAME': 'lifted', 'OPTIONS': {'options': None}}}",
+        arguments=(*LIVE, *CREATION),
+    ),
+    Connection(
         "options that name a role to assume",
         ONE
         + "**SERVER, 'USER': 'site_nobody', 'NAME': 'lifted',"
@@ -661,6 +700,11 @@ RAISED = (
 )
 FAULTS = (
     Fault(
+        "that leave Python well",
+        "raise SystemExit(0)",
+        ("the settings end the process that imports them",),
+    ),
+    Fault(
         "that leave Python",
         "raise SystemExit('Krokodil')",
         ("the settings: the project fails",),
@@ -749,6 +793,13 @@ FAULTS = (
         act="creation",
     ),
     Fault(
+        "with an engine that knows better",
+        "from market.settings import *\n"
+        "DATABASES['default']['ENGINE'] = 'shop.leading'\n",
+        ("the engine of the settings connects to another database",),
+        act="creation",
+    ),
+    Fault(
         "with a migration that fails",
         "from market.settings import *\nMIGRATION_MODULES = {'shop': 'shop.failing'}\n",
         (
@@ -778,6 +829,14 @@ class AddingConfig(AppConfig):
     def ready(self):
         lifted = connections.databases["default"] | {"NAME": "lifted"}
         connections.databases["raw"] = lifted
+"""
+LEADING = """
+from django.db.backends.postgresql import base
+
+
+class DatabaseWrapper(base.DatabaseWrapper):
+    def get_connection_params(self):
+        return {**super().get_connection_params(), "dbname": "lifted"}
 """
 FAILING = """
 from django.db import migrations
@@ -832,6 +891,7 @@ def faulty_project() -> None:
     """The project with applications that are at fault, too."""
     root = project()
     write(root / "shop" / "adding.py", ADDING)
+    write(root / "shop" / "leading" / "base.py", LEADING)
     write(root / "shop" / "failing" / "0001_initial.py", FAILING)
     write(root / "shop" / "extending" / "0001_initial.py", EXTENDING)
     execute("postgres", "CREATE ROLE site_maker LOGIN CREATEDB")

@@ -940,6 +940,26 @@ class ManageTests(CheckCase, table=MANAGED):
             over = commanded(here, *words, **settings_of(small()))
         self.assert_verdict(over, "failed", "222222222", act="creation")
 
+    def test_output(self) -> None:
+        """What one's programs write goes where that of manage.py goes."""
+        dumps = (
+            "import subprocess; from django.db import connection;"
+            " to = connection.settings_dict; subprocess.run("
+            "['pg_dump', '-h', to['HOST'], '-U', to['USER'], to['NAME']])"
+        )
+        command = f'"$MANAGE" shell -v 0 -c "{dumps}" > "$BACKUP_FILE"'
+        with place() as here:
+            words = (*LIVE, "--backup-command", command)
+            over = commanded(here, *words, **settings_of(small()))
+        self.assert_verdict(over, "passed")
+
+    def test_words_of_a_check(self) -> None:
+        """What a command of --manage has found is shown with --verbose."""
+        with place() as here:
+            words = (*LIVE, "--verbose", "--manage", "migrate --plan --check")
+            over = commanded(here, *words, **settings_of(small()))
+        self.assert_verdict(over, "failed", "Planned operations:", act="restore")
+
     def test_refusal(self) -> None:
         """That a command would reach another database is no fault of the backup's."""
         connector = "DBBACKUP_CONNECTORS = {'default': {'NAME': 'live'}}"
