@@ -141,6 +141,12 @@ def loaded(*changes: Change) -> Exception | None:
     return verdict_on_load(backup, reading)
 
 
+def without_extension(path: Path) -> None:
+    """Leave the extension and its comment out."""
+    without(b"EXTENSION", b"hstore")(path)
+    without(b"COMMENT", b"EXTENSION hstore")(path)
+
+
 OTHER_MAJOR = changed(rb"(Dumped from database version )\d+", rb"\g<1>9")
 OTHER_LOCALE = replaced(b" LOCALE = 'C'", b" LOCALE = 'xx_XX.utf8'")
 
@@ -214,25 +220,7 @@ ON_SAME_MAJOR = (
         "42703",
         "table shop.article",
     ),
-    Bad(
-        "no function",
-        without(b"FUNCTION", b"twice(integer)"),
-        "42883",
-        "view shop.double",
-    ),
     Bad("no schema", without(b"SCHEMA", b"shop"), "3F000", "type shop.kind"),
-    Bad(
-        "no type of a column",
-        without(b"TYPE", b"kind"),
-        "42704:typenameType",
-        "table shop.article",
-    ),
-    Bad(
-        "no type that a function returns",
-        without(b"TYPE", b"size"),
-        "42704:compute_return_type",
-        "function shop.size()",
-    ),
     Bad(
         "no extension",
         without(b"EXTENSION", b"hstore"),
@@ -273,6 +261,26 @@ ON_SAME_MAJOR = (
         without(b"TABLE ATTACH", b"visit_1"),
         "55000:ATExecAttachPartitionIdx",
         "index attach shop.visit_1_who_idx",
+    ),
+)
+WITH_SAME_EXTENSIONS = (
+    Bad(
+        "no function",
+        without(b"FUNCTION", b"twice(integer)"),
+        "42883",
+        "view shop.double",
+    ),
+    Bad(
+        "no type of a column",
+        without(b"TYPE", b"kind"),
+        "42704:typenameType",
+        "table shop.article",
+    ),
+    Bad(
+        "no type that a function returns",
+        without(b"TYPE", b"size"),
+        "42704:compute_return_type",
+        "function shop.size()",
     ),
 )
 IN_SAME_LOCALE = (
@@ -369,6 +377,19 @@ class BadOnSameMajorTests(BadCase, table=ON_SAME_MAJOR):
         self.assert_all_caused(ON_SAME_MAJOR)
 
 
+class BadWithSameExtensionsTests(BadCase, table=WITH_SAME_EXTENSIONS):
+    """What is bad with the extensions of its source; other versions may lack it."""
+
+    pattern = drill.BLAMED_WITH_SAME_EXTENSIONS
+    blamed = (OTHER_LOCALE, without_extension)
+    excused = (OTHER_LOCALE,)
+    hint = "use the versions of PostgreSQL and of its extensions"
+
+    def test_all(self) -> None:
+        """The program has no pattern that is not here."""
+        self.assert_all_caused(WITH_SAME_EXTENSIONS)
+
+
 class BadInSameLocaleTests(BadCase, table=IN_SAME_LOCALE):
     """What is bad in the locale of its source; texts have another order elsewhere."""
 
@@ -416,12 +437,12 @@ class OrderTests(Case, table=ORDERS):
         there = drill.Database(*nothing, locale=row.locale)
         here = replace(there, private=True)
         backup = drill.Backup(Path(), drill.UNREAD, "", 0, first_reading=there)
-        self.assertIs(drill.has_same_order(here, backup), row.is_known)
+        self.assertIs(drill.has_same_order(backup, here), row.is_known)
         backup = replace(backup, source=there)
-        self.assertIs(drill.has_same_order(here, backup), row.is_known)
-        self.assertTrue(drill.has_same_order(there, backup))
+        self.assertIs(drill.has_same_order(backup, here), row.is_known)
+        self.assertTrue(drill.has_same_order(backup, there))
         other = replace(here, locale="another")
-        self.assertFalse(drill.has_same_order(other, backup))
+        self.assertFalse(drill.has_same_order(backup, other))
 
 
 # --- What the place of the restore can cause ------------------------------------------
@@ -695,7 +716,7 @@ WORDS = (
 )
 GERMAN = (
     Told("a role", added(NOBODY), "error", "a server with the role"),
-    Told("a function", without(b"FUNCTION", b"twice(integer)"), "failed", "42883"),
+    Told("a table", without(b"TABLE", b"sale"), "failed", "42P01"),
     Told(
         "room for locks",
         added("\n".join(f"CREATE TABLE public.t{n} ();" for n in range(1500))),
