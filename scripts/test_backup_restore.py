@@ -111,6 +111,7 @@ from collections.abc import Set as AbstractSet
 from contextlib import (
     AbstractContextManager,
     contextmanager,
+    nullcontext,
     suppress,
 )
 from dataclasses import dataclass, field, replace
@@ -392,7 +393,7 @@ class Drill:
 GUARD = r"""
 trap '' HUP INT TERM
 end_strays() {
-    grep -lsF -e "$2" /proc/[0-9]*/environ |
+    grep -lszF -e "$2" /proc/[0-9]*/environ |
         while IFS=/ read -r _ _ process _; do kill -s "$1" "$process"; done
 }
 cat
@@ -1040,7 +1041,7 @@ def drop_databases(server: Database, purpose: str = "") -> None:
     prefix = f"{server.run.folder.name}_{purpose}"
     try:
         fates = server.ask(DROP, scratch_name=SCRATCH_NAME, prefix=prefix)
-    except NotJudged as error:
+    except (NotJudged, OSError) as error:
         fate = f"scratch databases may be left, for the next run to drop ({error})"
         fates = [(server.run.folder.name, fate)]
     for name, fate in fates:
@@ -2208,8 +2209,8 @@ COMMENT ON LARGE OBJECT 4711 IS 'six bytes';
 SCHEMAS = r"""
 SELECT format('CREATE SCHEMA %I', replace(btrim(name, '"'), '$user', current_user))
   FROM regexp_split_to_table(current_setting('search_path'), ', *') AS name
- WHERE current_schemas(false) = '{}'
-   AND name <> '' \gexec
+ WHERE current_schemas(false) <@ '{pg_catalog}'
+   AND name !~ '^("?pg_|$)' \gexec
 """
 # Through the identity columns, the sequence and the trigger of the sample.
 SAMPLE_INSERTS = """
@@ -2376,7 +2377,7 @@ KNOWN_FORMATS = (
         rb"-----BEGIN PGP|[\x84\x85\x8c]|[\xc1\xc3][\x00-\x7f]",
         hint=DECRYPT,
     ),
-    Format("plain", rb""),  # or anything else, as its content will tell
+    Format("plain", rb"", ("/bin/cat",)),  # or anything else, as its content will tell
 )
 FORMATS = {form.name: form for form in KNOWN_FORMATS}
 # The first bytes of a custom archive. The last is a control character: hardly
@@ -2429,21 +2430,13 @@ class Backup:
         """What has the encoding and the locale that a database for it needs."""
         return self.source or self.first_reading
 
-    @contextmanager
-    def sql(
-        self, programs: "Programs", *options: str
-    ) -> Iterator[tuple[File, list[Program]]]:
-        """A stream of its SQL, and the program that produces it, if any."""
-        if not self.format.command:
-            with self.path.open("rb", buffering=0) as file:
-                yield file, []
-            return
+    def sql(self, programs: "Programs", *options: str) -> Context:
+        """The program that writes its SQL to stdout."""
         program, *arguments = self.format.command
         if program == "pg_restore":
             program = programs.folder / program
         arguments += [*options, self.path]
-        with programs.run.started(program, *arguments, stdout=PIPE) as maker:
-            yield maker.popen.stdout, [maker]
+        return programs.run.started(program, *arguments, stdout=PIPE)
 
 
 def members_of(path: Path) -> list[Path]:
@@ -2471,10 +2464,11 @@ def state_of(path: Path | None) -> list[tuple[int, int, int]]:
 
 def adopted_backup(path: Path, run: Run) -> Backup:
     """A backup that another program has made."""
+    path.stat()  # raises FileNotFoundError
     is_readable = path.is_file() or path.is_dir()
     # /dev/stdin, /proc/self/fd/3: another file in each program.
     is_stream = re.match("/dev/(fd/|std)|/proc/", str(path))
-    if path.exists() and (is_stream or not is_readable):
+    if is_stream or not is_readable:
         raise NotJudged(f"{path} is not a file", "write its output into one")
     programs = found_programs(run, NEWEST, CLIENTS)
     times = [modified for _, _, modified in state_of(path)]
@@ -2513,10 +2507,10 @@ def readable_backup(found: Backup, programs: "Programs") -> Backup:
     if is_archive:  # pg_restore then tells the locale, and when it was written
         options = ["--create", "--verbose"]
     problems = []
-    with backup.sql(programs, *options) as (stream, makers):
-        beginning = io.BufferedReader(stream).read(LONGEST)
+    with backup.sql(programs, *options) as reader:
+        beginning = io.BufferedReader(reader.popen.stdout).read(LONGEST)
         if len(beginning) < LONGEST:  # else the program has not ended
-            problems = problems_of_programs(makers)
+            problems = problems_of_program(reader)
     first_reading = Reading(io.BytesIO(beginning))
     if not is_archive and not problems:
         require_sql(backup.path, first_reading)
@@ -2612,16 +2606,15 @@ def position_of_another_archive(path: Path) -> int:
     return 0
 
 
-def problems_of_programs(makers: list[Program]) -> list[str]:
-    """What programs say of damage. Raises ProgramFailed for everything else."""
-    for maker in makers:
-        path = maker.popen.args[-1]
-        try:
-            maker.wait()
-        except ProgramFailed as failure:
-            if not re.search(DAMAGE, failure.stderr.replace(path, "")):
-                raise
-            return [": ".join(failure.args[:2])]
+def problems_of_program(reader: Program) -> list[str]:
+    """What a program says of damage. Raises ProgramFailed for everything else."""
+    path = reader.popen.args[-1]
+    try:
+        reader.wait()
+    except ProgramFailed as failure:
+        if not re.search(DAMAGE, failure.stderr.replace(path, "")):
+            raise
+        return [": ".join(failure.args[:2])]
     return []
 
 
@@ -2629,6 +2622,9 @@ def recorded_sha256(path: Path) -> str:
     """The SHA-256 that a FILE.sha256 records, "" if there is none."""
     record = path.with_name(f"{path.name}.sha256")
     if not record.is_file():
+        return ""
+    if path.is_dir():
+        log.warning("%s was not used: %s is a folder", record, path.name)
         return ""
     text = record.read_text("utf-8", "surrogateescape")
     text = text.replace("\0", "")  # as UTF-16 of PowerShell has
@@ -2680,9 +2676,9 @@ def read_whole(backup: Backup, server: Database) -> tuple[Reading, list[str]]:
     problems = problems_of_files(backup)
     if problems:  # pg_restore would never end on a tar that is cut
         return NOTHING, problems
-    with backup.sql(server.programs) as (stream, makers):
-        reading = Reading(stream)
-        problems = problems_of_programs(makers) + reading.problems
+    with backup.sql(server.programs) as reader:
+        reading = Reading(reader.popen.stdout)
+        problems = problems_of_program(reader) + reading.problems
     if reading.is_garbled:
         return reading, reading.problems
     if backup.source:
@@ -2987,30 +2983,26 @@ def loading(
         if "\\restrict" in commands:  # then psql obeys no command of the backup
             arguments += ["-c", f"\\restrict {os.urandom(16).hex()}"]
     with (
-        backup.sql(restored.programs) as (stream, makers),
-        without_left_out(stream, reading, restored.run) as (sql, editors),
-        restored.started("psql", *PSQL, *arguments, "-f", "-", stdin=sql) as psql,
+        backup.sql(restored.programs) as reader,
+        without_left_out(reader, reading) as editor,
+        restored.started(
+            "psql", *PSQL, *arguments, "-f", "-", stdin=editor.popen.stdout
+        ) as psql,
     ):
-        sources = [*makers, *editors]
         try:
             yield psql
         finally:
             # One that was killed has cut the SQL, at which psql fails, too.
-            wait_for(*[source for source in sources if source.popen.poll()])
-        wait_for(*sources)
+            for program in (reader, editor):
+                if program.popen.poll():
+                    program.wait()
+        wait_for(reader, editor)
 
 
-@contextmanager
-def without_left_out(
-    stream: File, reading: Reading, run: Run
-) -> Iterator[tuple[File, list[Program]]]:
-    """A stream of SQL, where lines that are about the whole server are empty.
-
-    And the program that empties them, if any.
-    """
+def without_left_out(reader: Program, reading: Reading) -> Context:
+    """The program that empties what is about the whole server, else the reader."""
     if not reading.left_out:
-        yield stream, []
-        return
+        return nullcontext(reader)
     script = ""
     # The last entry is the one that Reading.finish has added.
     for entry, following in pairwise(reading.entries):
@@ -3018,8 +3010,9 @@ def without_left_out(
             first = reading.left_out[entry]
             last = following.line - 1
             script += f"{first},{last}{{/{SET_FOR_NEXT_ENTRY}/!s/.*//;}}\n"
-    with run.started("sed", "-E", script, stdin=stream, stdout=PIPE) as sed:
-        yield sed.popen.stdout, [sed]
+    return reader.run.started(
+        "sed", "-E", script, stdin=reader.popen.stdout, stdout=PIPE
+    )
 
 
 def loading_reference(reference: Database, contents: Contents) -> Context:
@@ -3672,6 +3665,11 @@ ELSEWHERE = (
     " PG*, DATABASE_URL and MANAGE. Or are all data left out?"
 )
 NO_ROOM = "No space left on device"
+# What a private server logs of its own ends:
+# LOG:  server process (PID 4711) was terminated by signal 9: Killed
+PLACE_FAILED = f"{NO_ROOM}|was terminated by signal|PANIC"
+LEAST_ROOM = 2**16  # bytes: with less, what a program has said is not whole
+RUN_BY_US = '/bin/sh -c "$1"\nexit $?'
 # By these, a shell tells that a program must not be run, is missing, or was killed.
 TOLD_BY_SHELL = (MUST_NOT_RUN, 127, *range(129, 193))
 # Group, process, parent, state and name of a program in a group, {0}; but not
@@ -3693,9 +3691,12 @@ def run_command(
     folder.mkdir()
     # Under a guard of its own, as a `kill 0` in it must not end our programs.
     with step(f"run the {name}"), guarded(folder) as group:
+        # The process that we may have to kill is ours, even if the command is sudo.
         starting = replace(run, group=group).started(
             "/bin/sh",
             "-c",
+            RUN_BY_US,
+            "sh",
             command,
             name=f"the {name}",
             environment={**environment, "BACKUP_DRILL": str(folder)},
@@ -3733,9 +3734,15 @@ def verdict_on_command(shell: Program, failed: type[Verdict]) -> Verdict:
             "a program was ended by a signal, is missing, or must not be run",
             SEE_WORDS,
         )
+    said = ""
     server_log = shell.run.folder / "data" / "log"  # of a private server
-    if server_log.exists() and NO_ROOM in server_log.read_text(errors="replace"):
-        return NotJudged(fact, hint_for(NO_ROOM))
+    if server_log.exists():
+        said = server_log.read_text(errors="replace")
+    if shutil.disk_usage(shell.run.folder).free < LEAST_ROOM:
+        said += NO_ROOM  # what it said itself may be lost
+    found = re.search(PLACE_FAILED, said)
+    if found:
+        return NotJudged(fact, found[0], hint_for(found[0]))
     return failed(fact, SEE_WORDS)
 
 
@@ -3984,7 +3991,13 @@ def starting_server(project: Project, major: int) -> Iterator[tuple[Database, Pr
     if os.geteuid() == 0:  # PostgreSQL refuses to run as root
         account = {"user": "postgres", "group": "postgres", "extra_groups": ()}
         run.folder.chmod(0o711)
-        shutil.chown(data, "postgres", "postgres")
+        try:
+            shutil.chown(data, "postgres", "postgres")
+        except LookupError:
+            raise NotJudged(
+                "root may run no server, and there is no account postgres",
+                "run the drill as another account",
+            ) from None
     server = Database(
         run,
         "postgres",
@@ -4054,7 +4067,9 @@ HINTS = {
     f"{MARK}\\w+'$": "set TMPDIR to a folder that is there, and can be written to",
     "Permission denied": "let the account that runs the drill in there",
     "^53100|No space left|said nothing|child process": "make room on the disk",
-    "a signal ended it": "run again, with more memory if the system's log says so",
+    "a signal ended it|terminated by signal|PANIC": (
+        "run again, with more memory if the system's log says so"
+    ),
     "^53300|too many c|slots": "raise the limit of connections, or wait for others",
     "^53": "raise the limit of the server, such as max_locks_per_transaction",
     "^57014|(statement|lock) timeout|did not start in time": (
@@ -4296,7 +4311,7 @@ def publish(evidence: Evidence, options: Options) -> None:
         if options.report:
             text = json.dumps(evidence, indent=2)
             write_evidence(options.report, "wb", f"{text}\n")
-        if "GITHUB_STEP_SUMMARY" in environ:
+        if environ.get("GITHUB_STEP_SUMMARY"):
             summary = Path(environ["GITHUB_STEP_SUMMARY"])
             write_evidence(summary, "ab", markdown_of(evidence, headline, lines))
     if evidence["sentence"] and environ.get("GITHUB_ACTIONS") == "true":
@@ -4588,6 +4603,10 @@ def contradiction(options: Options, others: list[str]) -> str:
             any(argument.startswith("--l") for argument in others),
             "--locals would show the settings, with their passwords",
         ),
+        (
+            others and Path(others[0]).is_file(),
+            "a file is given by --backup, --decrypt or --report",
+        ),
         (options.live and options.backup, "not allowed: --live and --backup"),
         (options.jobs < 1, "--jobs is a number of workers, above 0"),
         (
@@ -4614,11 +4633,12 @@ def contradiction(options: Options, others: list[str]) -> str:
 
 def reports_into(options: Options) -> bool:
     """Whether the report would be written into the backup."""
-    report = options.report.resolve()
-    backup = options.backup.resolve()
+    report = Path(os.path.realpath(options.report))
+    backup = Path(os.path.realpath(options.backup))
     record = backup.with_name(f"{backup.name}.sha256")
-    if backup.exists() and report.exists() and report.samefile(backup):
-        return True  # by another name
+    with suppress(OSError):  # one of them is not there
+        if report.samefile(backup):
+            return True  # by another name
     return backup in (report, *report.parents) or report == record
 
 

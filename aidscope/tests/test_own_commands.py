@@ -122,7 +122,7 @@ EXITS = (
     Making("a status of its own", f"{DUMP}; exit 255", "exited with 255"),
     Making("a missing program", "no-such-program", "exited with 127", "error"),
     Making("no program", "./README.md", "exited with 126", "error"),
-    Making("killed", f"{DUMP}; kill -s KILL $$", "exited with -9", "error"),
+    Making("killed", f"{DUMP}; kill -s KILL $$", "exited with 137", "error"),
     Making(
         "a killed program",
         f"{DUMP} & kill -s KILL $! && wait $!",
