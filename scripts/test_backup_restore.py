@@ -2380,9 +2380,21 @@ KNOWN_FORMATS = (
     Format("plain", rb"", ("/bin/cat",)),  # or anything else, as its content will tell
 )
 FORMATS = {form.name: form for form in KNOWN_FORMATS}
-# The first bytes of a custom archive. The last is a control character: hardly
-# any text of a database holds them.
-ARCHIVE_HEAD = b"PGDMP\1"
+# Prints where an archive holds the beginning of another one, if it does. The last
+# byte of that is a control character: hardly any text of a database holds it.
+FIND_ARCHIVE = r"""
+import sys
+head = b"PGDMP\1"
+tail = b""
+with open(sys.argv[1], "rb") as file:
+    file.seek(1)  # the archive's own head is none
+    for piece in iter(lambda: file.read(2**20), b""):
+        found = (tail + piece).find(head)
+        if found >= 0:
+            print(file.tell() - len(tail + piece) + found)
+            break
+        tail = piece[-len(head):]
+"""
 READ_BEGINNING = 'head -c "$2" -- "$1" | "$3" --file /dev/null'
 # The files of a directory, and how they are compressed:
 # toc.dat, 3456.dat.gz, blob_4711.dat, blobs_16394.toc
@@ -2577,33 +2589,21 @@ def require_sql(path: Path, first_reading: Reading) -> None:
 
 def require_one_archive(path: Path, programs: "Programs") -> None:
     """Raise NotJudged if another archive follows the first one, as by `>>`."""
-    position = position_of_another_archive(path)
+    run = programs.run
+    command = (sys.executable, "-IS", "-c", FIND_ARCHIVE, path)
+    position = output_of(run.started(*command, name="the search for an archive"))
     if not position:
         return
     pg_restore = programs.folder / "pg_restore"
-    command = ("/bin/sh", "-c", READ_BEGINNING, "sh", path, position, pg_restore)
+    reading = ("/bin/sh", "-c", READ_BEGINNING, "sh", path, position.strip())
     try:
-        output_of(programs.run.started(*command))
+        output_of(run.started(*reading, pg_restore))
     except ProgramFailed:
         return  # it needs more: the other one is in a large object of the first
     raise NotJudged(
         f"{path} holds a second archive, which pg_restore ignores",
         "write each into a file of its own, by > in place of >>",
     )
-
-
-def position_of_another_archive(path: Path) -> int:
-    """Where an archive holds the beginning of another one, 0 if nowhere."""
-    last = b""
-    with path.open("rb") as file:
-        passed = len(file.read(1))  # the archive's own head is none
-        for piece in iter(lambda: file.read(LONGEST), b""):
-            found = (last + piece).find(ARCHIVE_HEAD)
-            if found >= 0:
-                return passed - len(last) + found
-            passed += len(piece)
-            last = piece[-len(ARCHIVE_HEAD) :]
-    return 0
 
 
 def problems_of_program(reader: Program) -> list[str]:
