@@ -16,6 +16,7 @@ from aidscope.tests.support import (
     COMPRESSORS,
     LOADS,
     NUMBERS,
+    READS,
     SECRET,
     Case,
     Ended,
@@ -844,6 +845,128 @@ class LeftOutTests(Case):
         self.assert_verdict(over, "passed")
 
 
+class ReasonedTests(Case):
+    """What a load or a file says is taken for what it is, wherever it stands."""
+
+    def test_commands_in_a_locale(self) -> None:
+        """The clauses of CREATE DATABASE cannot hold a command for psql."""
+        with place() as here:
+            copied_with_create(here.backup)
+            made = here.folder / "made"
+            changed(rb" (LOCALE|LC_COLLATE) = ", rb" \\! touch %s #" % bytes(made))(
+                here.backup
+            )
+            over = judged(here)
+            self.assertFalse(made.exists())
+        self.assert_verdict(over, "passed")
+
+    def test_error_at_commit(self) -> None:
+        """One that psql reports without a line is one of the load, and hides rows."""
+        sql = """CREATE TABLE one (id integer PRIMARY KEY);
+        CREATE TABLE many (one integer REFERENCES one DEFERRABLE INITIALLY DEFERRED);
+        INSERT INTO one VALUES (4711); INSERT INTO many VALUES (4711)"""
+        parts = ("pre-data", "post-data", "data")
+        with place() as here, database(sql) as source:
+            texts = [
+                pg_dump(source, here.folder / part, f"--section={part}").read_text()
+                for part in parts
+            ]
+            here.backup.write_text("".join(texts))
+            changed(rb"(COPY public.one .*?stdin;\n)4711\n", rb"\1")(here.backup)
+            over = judged(here)
+        says = "at the end of the load: 23503"
+        self.assert_verdict(over, "failed", says, act="restore")
+        self.assertNotIn("4711", over.said)
+
+    def test_colours(self) -> None:
+        """They do not keep the drill from reading what psql says."""
+        with place() as here:
+            copied("plain", here.backup)
+            changed(rb"stdin;\n1\t", rb"stdin;\nKrokodil\t")(here.backup)
+            over = judged(here, PG_COLOR="always")
+        self.assert_verdict(over, "failed", "22P02", act="restore")
+
+    def test_what_utf8_lacks(self) -> None:
+        """Some encodings hold bytes that stand for nothing, and PostgreSQL allows it."""
+        with place() as here:
+            clauses = "ENCODING 'WIN1252' LC_COLLATE 'C' LC_CTYPE 'C'"
+            with database("CREATE TABLE t (s text)", clauses) as source:
+                pg_dump(source, here.backup)
+            changed(rb"stdin;\n", b"stdin;\n\x9d\n")(here.backup)
+            over = judged(here)
+        self.assert_verdict(over, "error", "22P05", act="restore")
+
+    def test_words_of_damage_in_a_path(self) -> None:
+        """What a program says of a path is not said of the content."""
+        says = 'for last; do :; done; echo "pg_restore: error: $last: no" >&2; exit 1'
+        with place() as here:
+            path = here.folder / "corrupted" / "magic"
+            path.parent.mkdir()
+            copied("custom", path)
+            here.stand_in("pg_restore", says, READS)
+            over = drilled(here, "--backup", str(path), "--no-throwaway")
+        self.assert_verdict(over, "error", "magic: no", act="validation")
+
+    def test_names_before_10_3(self) -> None:
+        """Before, a function's name in a comment had its arguments without schemas."""
+        text = plain(f"-- Dumped by pg_dump version 10.1\n{OLD_FUNCTION}{KEPT}")
+        with place() as here:
+            here.backup.write_text(text)
+            over = judged(here)
+        self.assert_verdict(over, "passed", "names (an old pg_dump wrote them)")
+
+    def test_record_of_a_folder(self) -> None:
+        """Nobody knows of what in it that would be a checksum."""
+        with place() as here:
+            copied("directory", here.backup)
+            here.backup.with_suffix(".sha256").write_text("1" * 64)
+            over = judged(here)
+        self.assert_verdict(over, "passed", "backup.sha256 was not used")
+
+    def test_no_file_to_decrypt(self) -> None:
+        """A file that is not there is named, before anything is asked of it."""
+        with place() as here:
+            over = judged(here, "--decrypt", "gpg -d")
+        self.assert_verdict(over, "error", "No such file", str(here.backup))
+
+    def test_report_beside_a_loop(self) -> None:
+        """A path that leads to itself is not there, either."""
+        with place() as here:
+            here.backup.symlink_to(here.backup)
+            over = judged(here, "--report", str(here.report))
+        self.assert_verdict(over, "error", str(here.backup))
+
+    def test_no_summary(self) -> None:
+        """An empty variable names no file."""
+        with place() as here:
+            copied("plain", here.backup)
+            over = judged(here, GITHUB_STEP_SUMMARY="")
+        self.assert_verdict(over, "passed")
+
+
+def copied_with_create(path: Path) -> None:
+    """Put a backup there that would create its database anew."""
+    with database("CREATE TABLE t AS SELECT 1 AS i") as source:
+        pg_dump(source, path, "--create")
+
+
+OLD_FUNCTION = """SET search_path = public, pg_catalog;
+
+--
+-- Name: mood; Type: TYPE; Schema: public; Owner: -
+--
+
+CREATE TYPE mood AS ENUM ('good');
+
+
+--
+-- Name: f(mood); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION f(mood) RETURNS integer LANGUAGE sql AS 'SELECT 1';
+
+
+"""
 BAD_ENTRY = """-- Name: v; Type: VIEW; Schema: public; Owner: -
 --
 
