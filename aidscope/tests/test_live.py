@@ -429,6 +429,38 @@ class PrivateTests(Case, table=LACKING):
             over = drilled(here, "--live", *own, database=name)
         self.assert_verdict(over, "passed")
 
+    def test_settings_of_an_application(self) -> None:
+        """They hold for what is restored, too: a value may rest on one."""
+        sql = """
+        ALTER DATABASE {me} SET app.rate TO '2';
+        SET app.rate TO '2';
+        CREATE FUNCTION public.rated(integer) RETURNS integer IMMUTABLE
+        RETURN $1 * current_setting('app.rate')::integer;
+        CREATE TABLE t (i integer, r integer GENERATED ALWAYS AS (rated(i)) STORED);
+        INSERT INTO t VALUES (1)"""
+        with place() as here, database(sql) as name:
+            over = drilled(here, "--live", database=name)
+        self.assert_verdict(over, "passed")
+
+    def test_new_sequence(self) -> None:
+        """One that is made and used meanwhile is compared with what the dump has."""
+        ask = f"psql -X -q -h {server().data} -U postgres"
+        begins = f"{ask} -c 'CREATE TABLE new (id serial)' $name > /dev/null"
+        goes_on = f"sleep 0.5; {ask} -c \"SELECT nextval('new_id_seq')\" $name"
+        with place() as here, database("CREATE TABLE t AS SELECT 1") as name:
+            here.stand_in("psql", f"name={name}; {begins}", "*pg_export_snapshot*")
+            here.stand_in("pg_dump", f"name={name}; {goes_on} > /dev/null", DUMPS)
+            over = drilled(here, *LIVE, database=name)
+        self.assert_verdict(over, "passed", "sequence public.new_id_seq (it changed")
+
+    def test_definitions_that_are_cut(self) -> None:
+        """On a full disk, pg_dump loses its last lines and ends well."""
+        cut = '"$REAL" "$@" | head -n -9; exit 0'
+        with place() as here, database("CREATE TABLE t AS SELECT 1") as name:
+            here.stand_in("pg_dump", cut, "*--section*")
+            over = drilled(here, *LIVE, database=name)
+        self.assert_verdict(over, "error", "last lines", "make room on the disk")
+
     def test_sequence_of_an_extension(self) -> None:
         """Its value is in no backup, which is told once it was called."""
         sql = """CREATE TABLE t AS SELECT 1 AS id;

@@ -591,6 +591,13 @@ DATABASES = {"default": {"ENGINE": ENGINE, **words}}
         arguments=(),
     ),
     Connection(
+        "a schema that is PostgreSQL's own, in a rehearsal",
+        ONE
+        + "**SERVER, 'NAME': 'lifted',"
+        + " 'OPTIONS': {'options': '-c search_path=shop,pg_catalog'}}}",
+        arguments=(),
+    ),
+    Connection(
         "options that are none",
         ONE + "**SERVER, 'NAME': 'lifted', 'OPTIONS': {'options': None}}}",
         arguments=(*LIVE, *CREATION),

@@ -7,6 +7,7 @@ show it. That nothing of a command is left is judged where the block of each pla
 import base64
 import os
 import signal
+from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -457,6 +458,14 @@ class AcceptTests(Case):
         self.assert_verdict(good, "passed", "accepted")
         self.assertEqual(good.report["accepted"][says], "acl *")
 
+    def test_secret_that_is_a_name(self) -> None:
+        """What is accepted is so whatever is hidden of it."""
+        options = Namespace(accept=["*: owner: anna"])
+        run = drill.Run(options, Path(), 0, {"accepted": {}}, secrets=("anna",))
+        apart = drill.Difference("table t", "expected", "owner: anna")
+        self.assertEqual(drill.unaccepted([apart], run), [])
+        self.assertNotIn("anna", str([*run.evidence["accepted"]]))
+
     def test_rows(self) -> None:
         """Rows that are left out pass both acts; what nothing fits is named."""
         with place() as here, known_contents():
@@ -547,6 +556,13 @@ LOADINGS = (
         "its file is removed, and no more",
         'rm "$BACKUP_FILE"; false',
         "the restore command exited with 1",
+    ),
+    Loading(
+        "a session of the server was killed",
+        'echo "LOG:  process 1 was terminated by signal 9" >> "$PGHOST/log"; false',
+        "was terminated by signal\n  run again",
+        "error",
+        alone=True,
     ),
     Loading(
         "the server has no room",

@@ -853,7 +853,7 @@ PG_DUMP = (
         "kill -9 $$",
         "error",
         "creation",
-        "pg_dump exited with -9",
+        "pg_dump exited with -9\n  a signal ended it\n  run again",
     ),
     Behaviour(
         "ends well and writes nothing",

@@ -421,6 +421,7 @@ REFUSED = (
     Refused("a timeout of three centuries", "--timeout 99999d", "is no duration"),
     Refused("local variables shown", "--locals", "would show the settings"),
     Refused("local variables shown, abbreviated", "--loc", "would show the settings"),
+    Refused("a file without its option", str(SCRIPT), "a file is given by --backup"),
     Refused("no workers", "--jobs 0", "a number of workers, above 0"),
     Refused("another format", "--format zip", "--format: invalid choice: 'zip'"),
     Refused("two sources", "--live --backup x", "not allowed: --live and --backup"),
