@@ -44,9 +44,9 @@ hints, the evidence, the command line. If you have one question, begin here:
     what happens at a signal, or a kill interrupt, Run.started, GUARD, guarded;
                                         who cleans up: main, scratch_work
     how long a program may take         Run.started, Program.wait
-    which errors blame the backup       BLAMED_ALWAYS, verdict_on_load;
-                                        of own commands: verdict_on_command,
-                                        load_by_command
+    which errors blame the backup       BLAMED_ALWAYS, blamed_causes,
+                                        verdict_on_load; of own commands:
+                                        verdict_on_command, load_by_command
     what is taken for a secret          SECRET, secrets_in, definitions_in
     why no password is printed          Run.redacted, by ProgramFailed,
                                         unaccepted, answer_of; described
@@ -71,7 +71,8 @@ hints, the evidence, the command line. If you have one question, begin here:
                                         without_left_out, loading,
                                         require_loadable
     what files are taken for            KNOWN_FORMATS, readable_backup
-    what the project's code can reach   run_on_scratch_database: of databases,
+    what the project's code can reach   run_on_scratch_database,
+                                        refuse_other_connections: of databases,
                                         that one; nothing else is fenced
     what own commands are given         command_environment
     how own commands end                run_command, verdict_on_command
@@ -724,6 +725,12 @@ BLAMED_WITH_SAME_EXTENSIONS = (
 # These too, in the locale of the source, as texts may be ordered otherwise
 # elsewhere: duplicate keys, CHECKs, exclusions, partition bounds.
 BLAMED_IN_SAME_ORDER = "|23505|23514|23P01|42P17"
+BLAMED_IN_REHEARSAL = (
+    BLAMED_ALWAYS
+    + BLAMED_ON_SAME_MAJOR
+    + BLAMED_WITH_SAME_EXTENSIONS
+    + BLAMED_IN_SAME_ORDER
+)
 # What a code says about a row, where PostgreSQL's own message could quote one.
 MEANINGS = {
     "42601": "a syntax error",
@@ -795,19 +802,6 @@ class Report:
             meaning = MEANINGS.get(self.code, "its message may quote a value")
             return f"{self.code} by {self.function}: {meaning}"
         return f"{self.code}: {self.message}"
-
-    def blames_backup(
-        self, same_major: bool, same_extensions: bool, same_order: bool
-    ) -> bool:
-        """Whether only the content of a backup can have caused the error."""
-        pattern = BLAMED_ALWAYS
-        if same_major:
-            pattern += BLAMED_ON_SAME_MAJOR
-        if same_major and same_extensions:
-            pattern += BLAMED_WITH_SAME_EXTENSIONS
-        if same_order:
-            pattern += BLAMED_IN_SAME_ORDER
-        return bool(re.match(pattern, self.cause))
 
 
 class ProgramFailed(NotJudged):
@@ -3064,25 +3058,31 @@ def verdict_on_load(
     if report.line == AT_THE_END:
         place = "at the end of the load"
     found = restored.run.redacted(f"{place}: {sentence}")
-    # CREATE EXTENSION runs a script of the server's; its own syntax is the backup's.
-    is_extension_script = entry.kind == "EXTENSION" and report.code != "42601"
-    is_appended_sql = entry.kind == AFTER_END and reading.has_sql_after_end
-    # In it, varchar(9) has room for nine bytes, elsewhere for nine characters.
-    is_by_encoding = report.code == "22001" and restored.encoding == "SQL_ASCII"
     is_by_settings = re.match(BY_SETTINGS, f"{entry.kind} {report.cause}")
     if is_by_settings and has_lost_settings(backup, restored):
         return NotJudged(fact, found, LOST_SETTINGS)
-    is_blamed = report.blames_backup(
-        same_major=set(reading.versions) == {restored.major},
-        same_extensions=(
-            is_on_its_server(backup, restored)
-            or reading.named("EXTENSION") <= {"plpgsql"}
-        ),
-        same_order=has_same_order(backup, restored),
-    )
-    if is_blamed and not (is_extension_script or is_appended_sql or is_by_encoding):
+    # CREATE EXTENSION runs a script of the server's; its own syntax is the backup's.
+    is_extension_script = entry.kind == "EXTENSION" and report.code != "42601"
+    is_appended_sql = entry.kind == AFTER_END and reading.has_sql_after_end
+    is_blamed = re.match(blamed_causes(backup, reading, restored), report.cause)
+    if is_blamed and not is_extension_script and not is_appended_sql:
         return BackupIsBad(fact, found)
     return NotJudged(fact, found, hint_for(f"{report.cause} of a load"))
+
+
+def blamed_causes(backup: Backup, reading: Reading, restored: Database) -> str:
+    """A pattern for the errors that only the content of a backup can cause here."""
+    pattern = BLAMED_ALWAYS
+    if restored.encoding == "SQL_ASCII":
+        pattern = f"(?!22001){pattern}"  # varchar(9) has room for nine bytes there
+    has_extensions = reading.named("EXTENSION") - {"plpgsql"}
+    if set(reading.versions) == {restored.major}:
+        pattern += BLAMED_ON_SAME_MAJOR
+        if is_on_its_server(backup, restored) or not has_extensions:
+            pattern += BLAMED_WITH_SAME_EXTENSIONS
+    if has_same_order(backup, restored):
+        pattern += BLAMED_IN_SAME_ORDER
+    return pattern
 
 
 def has_lost_settings(backup: Backup, restored: Database) -> bool:
@@ -3227,8 +3227,8 @@ def unfilled_things(reading: Reading, contents: Contents) -> Things:
     # The data of a table with partitions are theirs.
     tables = contents.tables - set(contents.roots.values()) | contents.roots.keys()
     told = {sequence for sequence, _ in reading.sequences}
-    things = {sequence for sequence, _ in contents.sequences} - told
-    things |= tables - reading.tables("TABLE DATA")
+    sequences = {sequence for sequence, _ in contents.sequences}
+    things = tables - reading.tables("TABLE DATA") | sequences - told
     if contents.rows[LARGE_OBJECTS] and not reading.noted["made"]:
         things.add(LARGE_OBJECTS)
     return things
@@ -3239,8 +3239,7 @@ def insert_through_sequences(restored: Database) -> None:
     try:
         output_of(restored.psql(SAMPLE_INSERTS))
     except ProgramFailed as failure:
-        report = failure.report
-        if report and report.blames_backup(True, True, True):
+        if failure.report and re.match(BLAMED_IN_REHEARSAL, failure.report.cause):
             raise BackupIsBad(*failure.args) from None
         raise
 
@@ -3603,20 +3602,13 @@ def run_on_scratch_database(request: str, *command: str, stdout: IO[str]) -> Non
 
     if connections.all(initialized_only=True):
         raise NotJudged("the settings module connects to a database")
-    databases = connections.settings
-    configured = databases[asked["alias"]]
-    options = {**configured["OPTIONS"]}
     hidden = ["DATABASE_URL", "PGDATABASE"]
     if "HOST" in target:  # a private server, of which the settings know nothing
-        options.clear()
         hidden += [name for name in environ if name.startswith("PG")]
-    # One names another database; the other one keeps connections open.
-    for option in ("dbname", "pool"):
-        options.pop(option, None)
+    databases = connections.settings
     for name in hidden:
         environ.pop(name, None)
-    options["options"] = asked["options"]
-    scratch = {**configured, **target, "OPTIONS": options}
+    scratch = scratch_settings(databases[asked["alias"]], asked)
     # The handler of connections prefers these to settings.DATABASES, which some
     # projects replace by an object of another kind.
     connections._settings = {name: dict(scratch) for name in databases}
@@ -3633,6 +3625,18 @@ def run_on_scratch_database(request: str, *command: str, stdout: IO[str]) -> Non
             if connector.keys() & {"NAME", "HOST", "PORT"}:
                 raise NotJudged("DBBACKUP_CONNECTORS names a database")
     call_command(*command, stdout=stdout)
+
+
+def scratch_settings(configured: dict[str, Any], asked: Evidence) -> dict[str, Any]:
+    """The settings of an alias that leads to the target of a request."""
+    target = asked["target"]
+    options = {"options": asked["options"]}
+    if "HOST" not in target:  # else the settings know nothing of its server
+        options = {**configured["OPTIONS"], **options}
+    # One names another database; the other one keeps connections open.
+    for option in ("dbname", "pool"):
+        options.pop(option, None)
+    return {**configured, **target, "OPTIONS": options}
 
 
 def refuse_other_connections(target: StringDict) -> None:
@@ -3990,14 +3994,7 @@ def starting_server(project: Project, major: int) -> Iterator[tuple[Database, Pr
     account: dict[str, Any] = {}
     if os.geteuid() == 0:  # PostgreSQL refuses to run as root
         account = {"user": "postgres", "group": "postgres", "extra_groups": ()}
-        run.folder.chmod(0o711)
-        try:
-            shutil.chown(data, "postgres", "postgres")
-        except LookupError:
-            raise NotJudged(
-                "root may run no server, and there is no account postgres",
-                "run the drill as another account",
-            ) from None
+        give_to_postgres(data)
     server = Database(
         run,
         "postgres",
@@ -4024,6 +4021,18 @@ def starting_server(project: Project, major: int) -> Iterator[tuple[Database, Pr
         **account,
     ) as program:
         yield server, program
+
+
+def give_to_postgres(data: Path) -> None:
+    """Make a folder that of the account postgres, which then can enter it."""
+    data.parent.chmod(0o711)
+    try:
+        shutil.chown(data, "postgres", "postgres")
+    except LookupError:
+        raise NotJudged(
+            "root may run no server, and there is no account postgres",
+            "run the drill as another account",
+        ) from None
 
 
 def made_data_folder(run: Run) -> Path:
