@@ -3225,10 +3225,10 @@ def not_told(backup: Backup, reading: Reading) -> StringDict:
 def unfilled_things(reading: Reading, contents: Contents) -> Things:
     """Tables, partitions, sequences and large objects of which a backup has no data."""
     # The data of a table with partitions are theirs.
-    tables = contents.tables - set(contents.roots.values()) | contents.roots.keys()
+    tables = (contents.tables - set(contents.roots.values())) | contents.roots.keys()
     told = {sequence for sequence, _ in reading.sequences}
     sequences = {sequence for sequence, _ in contents.sequences}
-    things = tables - reading.tables("TABLE DATA") | sequences - told
+    things = (tables - reading.tables("TABLE DATA")) | (sequences - told)
     if contents.rows[LARGE_OBJECTS] and not reading.noted["made"]:
         things.add(LARGE_OBJECTS)
     return things
