@@ -2874,9 +2874,12 @@ BY_BYTES = r"(?s)^(?!.*(?i:icu)).* (LC_COLLATE|LOCALE) (= )?'(C|POSIX)'"
 BY_SETTINGS = (
     ".* (23514|22007|22008|P0001)|INDEX 23505|[A-Z].* 42704:(find_option|assignable)"
 )
+# A value is not of its type, which no setting can change, as pg_dump sets its own.
+# CONTEXT:  COPY film, line 1, column released: "2024-13-01"
+OF_VALUE = re.compile(r"^CONTEXT:  COPY .+, \w+ \d+, \w+ ", re.MULTILINE)
 LOST_SETTINGS = (
-    "the source has settings, as by ALTER DATABASE, that are not loaded: set them in"
-    " settings.DATABASES, as OPTIONS: {'options': '-c timezone=...'}"
+    "unless it is damaged: the source has settings, as by ALTER DATABASE, that are not"
+    " loaded. Set them in settings.DATABASES, as OPTIONS: {'options': '-c timezone=...'}"
 )
 
 
@@ -3058,8 +3061,9 @@ def verdict_on_load(
     if report.line == AT_THE_END:
         place = "at the end of the load"
     found = restored.run.redacted(f"{place}: {sentence}")
+    is_of_value = report.code[:2] == "22" and OF_VALUE.search(failure.stderr)
     is_by_settings = re.match(BY_SETTINGS, f"{entry.kind} {report.cause}")
-    if is_by_settings and has_lost_settings(backup, restored):
+    if is_by_settings and not is_of_value and has_lost_settings(backup, restored):
         return NotJudged(fact, found, LOST_SETTINGS)
     # CREATE EXTENSION runs a script of the server's; its own syntax is the backup's.
     is_extension_script = entry.kind == "EXTENSION" and report.code != "42601"
@@ -3086,12 +3090,13 @@ def blamed_causes(backup: Backup, reading: Reading, restored: Database) -> str:
 
 
 def has_lost_settings(backup: Backup, restored: Database) -> bool:
-    """Whether the source has settings of its own, which a load does not bring."""
+    """Whether the source may have settings of its own, which a load does not bring."""
     if backup.source:
         # In a rehearsal, it has none that the restored database lacks.
         has_settings = backup.source.has_settings or restored.has_settings
         return restored.run.options.live and has_settings
-    return bool(backup.first_reading.named("DATABASE PROPERTIES"))
+    told = backup.first_reading
+    return bool(told.named("DATABASE PROPERTIES") or not told.named("DATABASE"))
 
 
 def is_on_its_server(backup: Backup, restored: Database) -> bool:

@@ -878,6 +878,20 @@ class ReasonedTests(Case):
         self.assert_verdict(over, "failed", says, act="restore")
         self.assertNotIn("4711", over.said)
 
+    def test_dates_by_a_setting(self) -> None:
+        """A plain file does not tell how its database reads dates; values it does."""
+        sql = """ALTER DATABASE {me} SET datestyle TO 'ISO, DMY';
+        SET datestyle TO 'ISO, DMY';
+        CREATE TABLE t (day text, at date, CHECK (day::date > '2000-01-01'));
+        INSERT INTO t VALUES ('31/12/2020', '2020-12-30')"""
+        with place() as here, database(sql) as source:
+            pg_dump(source, here.backup)
+            healthy = judged(here)
+            changed(b"2020-12-30", b"2020-13-30")(here.backup)
+            damaged = judged(here)
+        self.assert_verdict(healthy, "error", "22008", "ALTER DATABASE", act="restore")
+        self.assert_verdict(damaged, "failed", "22008", act="restore")
+
     def test_colours(self) -> None:
         """They do not keep the drill from reading what psql says."""
         with place() as here:
