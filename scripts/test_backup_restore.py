@@ -3457,6 +3457,7 @@ def answer(verb: str, *arguments: str) -> NoReturn:
                 run_on_scratch_database(*arguments, stdout=answers)
             else:
                 run_on_scratch_database(*arguments, stdout=sys.stdout)
+                sys.stdout.flush()  # which fails on a full disk
         except SystemExit as stop:
             if stop.code:
                 raise
