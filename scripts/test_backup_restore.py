@@ -124,7 +124,7 @@ from os import environ
 from pathlib import Path
 from signal import SIG_IGN
 from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
-from threading import Timer
+from threading import Event, Timer
 from time import monotonic
 from typing import IO, Any, NamedTuple, NoReturn
 from urllib.parse import quote, urlencode
@@ -259,8 +259,9 @@ class Drill:
         try:
             yield
         finally:  # in place of another error, too, which this may have caused
-            after = state_of(path)  # empty if a restore command removed it
-            if after and after != before:
+            after = state_of(path)
+            may_be_gone = self.options.restore_command and not after
+            if after != before and not may_be_gone:
                 raise NotJudged(
                     f"{path} changed while it was judged",
                     "judge a copy of it, or wait until it is complete",
@@ -570,13 +571,20 @@ class Run:
                 process_group=self.group,
                 **account,
             )
+            is_late = Event()
+
+            def end_it() -> None:
+                if popen.poll() is None:
+                    is_late.set()
+                    popen.kill()
+
             name = name or Path(popen.args[0]).name
-            timer = Timer(timeouts * self.options.timeout, popen.kill)
+            timer = Timer(timeouts * self.options.timeout, end_it)
             timer.daemon = True  # else this process would wait for it at its end
-            program = Program(self, name, popen, output, errors, timer)
+            program = Program(self, name, popen, output, errors, timer, is_late)
             with popen:
                 try:
-                    timer.start()  # after `began`: what it kills has used its time
+                    timer.start()
                     yield program
                 finally:
                     timer.cancel()
@@ -604,8 +612,8 @@ def written_forms(secret: str) -> set[str]:
         secret.replace("'", "'\\''"),  # bash: 'it'\''s'
         secret.replace("'", "'\"'\"'"),  # shlex: 'it'"'"'s'
         re.sub(r'([\\"$`])', r"\\\1", secret),  # a shell, in double quotes
-        quote(secret),
-        quote(secret, safe=""),
+        quote(encoded(secret)),
+        quote(encoded(secret), safe=""),
         repr(secret)[1:-1],
         json.dumps(secret)[1:-1],
         json.dumps(secret, ensure_ascii=False)[1:-1],
@@ -622,6 +630,7 @@ class Program:
     output: File
     errors: File
     timer: Timer  # kills it when its time is up
+    is_late: Event  # whether the timer has
     began: float = field(default_factory=monotonic)
 
     def stdout(self) -> str:
@@ -646,10 +655,9 @@ class Program:
         """
         status = self.popen.wait()
         seconds = monotonic() - self.began
-        limit = self.timer.interval
-        if status < 0 and seconds >= limit:
+        if status < 0 and self.is_late.is_set():
             raise NotJudged(
-                f"{self.name} did not end within {limit:g} s",
+                f"{self.name} did not end within {self.timer.interval:g} s",
                 "allow more time with --timeout, unless somebody holds a lock",
             )
         # gzip exits with 2 for a warning, such as that of trailing garbage.
@@ -665,12 +673,12 @@ class Program:
 
 
 def text_of(file: File, max_bytes: int = sys.maxsize) -> str:
-    """The last lines of a file into which a program may still write."""
+    """The text of a file into which a program may still write, or its last lines."""
     size = os.fstat(file.fileno()).st_size
     beginning = max(0, size - max_bytes)
     # Not by read(), which would move the offset that the program writes at.
-    raw = os.pread(file.fileno(), size, beginning)
-    if beginning:  # the first line is cut, perhaps within a password
+    raw = os.pread(file.fileno(), size - beginning, beginning)
+    if beginning:  # a part of the first line could be a part of a password
         _, _, raw = raw.partition(b"\n")
     return raw.decode("utf-8", "surrogateescape")
 
@@ -765,7 +773,8 @@ AT_THE_END = sys.maxsize  # in place of a line that is not told, as at COMMIT
 # or the end of all, without a function
 LOCATION = re.compile(r"^LOCATION:  (\w+),|\Z", re.MULTILINE)
 # pg_dump: error: connection to server at "localhost" failed: FATAL:  it rains
-FAULT = re.compile(r"^.*\b(?:error|FATAL|ERROR|PANIC): .*", re.MULTILINE)
+# FileNotFoundError: [Errno 2] No such file or directory: 'last.dump'
+FAULT = re.compile(r"^.*\b(?:error|FATAL|ERROR|PANIC|\w+Error): .*", re.MULTILINE)
 # psql:<stdin>:9: error: backslash commands are restricted; only \unrestrict ...
 # psql:<stdin>:9: error: invalid command \nSecret
 COMMAND_FAILED = re.compile(r"^psql:[^:]*:\d+: error: ", re.MULTILINE)
@@ -1733,7 +1742,7 @@ TELLING = {
     rb"-- PostgreSQL database (cluster) dump": "cluster",
     rb"(\xff\xfe|\xfe\xff)": "UTF-16",
     rb"\\(restrict) ": "restrict",
-    # Commands for psql that go elsewhere; no row begins so.
+    # Commands of psql that lead elsewhere; no row begins so.
     rb"(\\(?:!|(?:c|connect|copy|i|ir|include\w*|o|out|w)\b))": "command",
     rb"SET client_encoding = '(\w+)'": "encoding",
     rb"SET default_tablespace = ([^'].*);": "tablespace",
@@ -1862,11 +1871,12 @@ class Reading:
 
     @property
     def strange(self) -> set[str]:
-        """What pg_dump never writes: rows of PostgreSQL's own tables, and commands."""
-        # A table that the backup creates may have such a name; a schema cannot.
+        """Rows of PostgreSQL's own tables, and commands of psql that lead elsewhere."""
+        # The name of a table in the backup may begin with pg_, that of a schema not.
         tables = {entry.name for entry in self.entries if entry.kind == "TABLE"}
         found = set(self.noted["data"]) - tables - {""}
-        if self.noted["restrict"]:  # else psql is restricted by us, see `loading`
+        # Those before its own \restrict and after \unrestrict; see `loading`, too.
+        if self.noted["restrict"]:
             found.update(self.noted["command"])
         return found
 
@@ -1937,7 +1947,8 @@ class Reading:
     def note(self, what: str, value: str) -> None:
         """Note what was told; leave out of the load what is about the server."""
         entry = self.entry
-        if what == "command" and entry.kind not in ("", AFTER_END):
+        is_inside = entry.kind not in ("", AFTER_END)
+        if what == "command" and is_inside and self.noted["restrict"]:
             return  # psql obeys none between \restrict and \unrestrict
         if what == "encoding":
             self.codec = codec_of(value)
@@ -1946,8 +1957,8 @@ class Reading:
         elif what in ("drop", "server") and not entry.kind:
             # Before the first object: what is from this line to the next entry.
             self.left_out.setdefault(entry, self.line)
-        elif what != "server" or entry not in self.left_out:
-            # What is about the server in an entry that is left out is not loaded.
+        elif what not in ("server", "command") or entry not in self.left_out:
+            # These do no harm in an entry that is left out, as \connect in DATABASE.
             self.noted[what][value] += 1
 
     def begin(self, entry: Entry) -> None:
@@ -2979,6 +2990,11 @@ def loading(
         commands = output_of(restored.started("psql", "--help=commands"))
         if "\\restrict" in commands:  # then psql obeys no command of the backup
             arguments += ["-c", f"\\restrict {os.urandom(16).hex()}"]
+        elif reading.noted["command"]:
+            raise NotJudged(
+                "the backup holds a command for psql, which this psql would obey",
+                "find out who put it there",
+            )
     with (
         backup.sql(restored.programs) as reader,
         without_left_out(reader, reading) as editor,
@@ -3359,7 +3375,7 @@ class Project:
         return (*command, f"--database={self.run.options.database}")
 
     def manage(
-        self, command: Iterable[str], database: Database, timeouts: int = 1
+        self, command: Collection[str], database: Database, timeouts: float = 1
     ) -> str:
         """What a management command prints, while every alias is this database."""
         name, *_ = command
@@ -3407,7 +3423,7 @@ def described_project(run: Run) -> Project:
 def answer_of(
     run: Run,
     name: str,
-    timeouts: int,
+    timeouts: float,
     *arguments: str,
 ) -> str:
     """What this file answers when it runs as a process of the project."""
@@ -3776,10 +3792,10 @@ def command_environment(
 def url_of(database: Database) -> str:
     """The DATABASE_URL of a database, in a form in which a socket can be the host."""
     parameters = dict(database.parameters)
-    user = quote(parameters.pop("user", ""), safe="")
-    password = quote(database.environment.get("PGPASSWORD", ""), safe="")
-    name = quote(database.name, safe="")
-    query = urlencode(parameters, quote_via=quote)
+    user = quote(encoded(parameters.pop("user", "")), safe="")
+    password = quote(encoded(database.environment.get("PGPASSWORD", "")), safe="")
+    name = quote(encoded(database.name), safe="")
+    query = urlencode(parameters, quote_via=quote, errors="surrogateescape")
     return f"postgresql://{user}:{password}@/{name}?{query}"
 
 

@@ -950,6 +950,32 @@ class ReasonedTests(Case):
             over = judged(here, "--report", str(here.report))
         self.assert_verdict(over, "error", str(here.backup))
 
+    def test_backup_that_goes(self) -> None:
+        """One that somebody removes meanwhile was not judged."""
+        goes = '"$REAL" "$@"; status=$?; rm "$PLACE/backup"; exit $status'
+        with place() as here:
+            copied("custom", here.backup)
+            here.stand_in("pg_restore", goes, READS)
+            over = judged(here)
+        self.assert_verdict(over, "error", "changed while it was", act="validation")
+
+    def test_command_for_an_old_psql(self) -> None:
+        """One that cannot be restricted is given no command."""
+        with place() as here:
+            made = here.folder / "made"
+            here.backup.write_text(plain(f"{KEPT}\\! touch {made}"))
+            here.stand_in("psql", "exit 0", "*--help=commands*")
+            over = judged(here)
+            self.assertFalse(made.exists())
+        self.assert_verdict(over, "error", "which this psql would obey", act="restore")
+
+    def test_password_that_is_no_text(self) -> None:
+        """Its bytes are hidden as they are."""
+        with place() as here:
+            copied("plain", here.backup)
+            over = judged(here, PGPASSWORD="a\udce4")
+        self.assert_verdict(over, "passed")
+
     def test_no_summary(self) -> None:
         """An empty variable names no file."""
         with place() as here:

@@ -7,6 +7,7 @@ show it. That nothing of a command is left is judged where the block of each pla
 import base64
 import os
 import signal
+import time
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -993,6 +994,15 @@ class ManageTests(CheckCase, table=MANAGED):
         """One that was killed says nothing of the backup."""
         kills = "shell -c 'import os; os.kill(os.getpid(), 9)'"
         self.assert_not_judged(kills, "manage.py shell exited with -9", BOUND)
+
+    def test_killed_before(self) -> None:
+        """One that was killed before its time was up did not take too long."""
+        run = limited(server_in_process().run, 0.2)
+        with run.started("/bin/sh", "-c", "kill -9 $$") as program:
+            program.popen.wait()
+            time.sleep(0.3)
+            with self.assertRaises(drill.ProgramFailed):
+                program.wait()
 
     def test_no_end(self) -> None:
         """One that does not end is an error."""
