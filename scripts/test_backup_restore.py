@@ -124,7 +124,7 @@ from os import environ
 from pathlib import Path
 from signal import SIG_IGN
 from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
-from threading import Event, Timer
+from threading import Timer
 from time import monotonic
 from typing import IO, Any, NamedTuple, NoReturn
 from urllib.parse import quote, urlencode
@@ -571,24 +571,32 @@ class Run:
                 process_group=self.group,
                 **account,
             )
-            is_late = Event()
-
-            def end_it() -> None:
-                if popen.poll() is None:
-                    is_late.set()
-                    popen.kill()
-
             name = name or Path(popen.args[0]).name
-            timer = Timer(timeouts * self.options.timeout, end_it)
-            timer.daemon = True  # else this process would wait for it at its end
-            program = Program(self, name, popen, output, errors, timer, is_late)
+            deadline = Deadline(timeouts * self.options.timeout, popen)
+            program = Program(self, name, popen, output, errors, deadline)
             with popen:
                 try:
-                    timer.start()
+                    deadline.start()
                     yield program
                 finally:
-                    timer.cancel()
+                    deadline.cancel()
                     popen.kill()
+
+
+class Deadline(Timer):
+    """A thread that kills a program when its time is up."""
+
+    def __init__(self, seconds: float, popen: Popen[bytes]) -> None:
+        super().__init__(seconds, self.end)
+        self.daemon = True  # else this process would wait for it at its end
+        self.popen = popen
+        self.has_killed = False
+
+    def end(self) -> None:
+        """Kill the program, unless it has ended."""
+        if self.popen.poll() is None:
+            self.has_killed = True
+            self.popen.kill()
 
 
 def base_environment() -> StringDict:
@@ -629,8 +637,7 @@ class Program:
     popen: Popen[bytes]
     output: File
     errors: File
-    timer: Timer  # kills it when its time is up
-    is_late: Event  # whether the timer has
+    deadline: Deadline
     began: float = field(default_factory=monotonic)
 
     def stdout(self) -> str:
@@ -655,9 +662,9 @@ class Program:
         """
         status = self.popen.wait()
         seconds = monotonic() - self.began
-        if status < 0 and self.is_late.is_set():
+        if self.deadline.has_killed:
             raise NotJudged(
-                f"{self.name} did not end within {self.timer.interval:g} s",
+                f"{self.name} did not end within {self.deadline.interval:g} s",
                 "allow more time with --timeout, unless somebody holds a lock",
             )
         # gzip exits with 2 for a warning, such as that of trailing garbage.
@@ -1005,7 +1012,7 @@ class Database:
             answer = psql.popen.stdout.readline().decode().strip()
             if not answer:  # psql has failed
                 psql.wait()
-            psql.timer.cancel()
+            psql.deadline.cancel()
             yield answer
 
 
