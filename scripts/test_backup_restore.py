@@ -41,9 +41,9 @@ backup that exists, validation, restore, the project, own commands, servers,
 hints, the evidence, the command line. If you have one question, begin here:
 
     what is dropped, and nothing else   SCRATCH_NAME, DROPPABLE, drop_databases
-    what happens at a signal, or a kill interrupt, Run.started, GUARD, guarded;
+    what happens at a signal or a kill  interrupt, Run.started, GUARD, guarded;
                                         who cleans up: main, scratch_work
-    how long a program may take         Run.started, Program.wait
+    how long a program may take         Run.started, Deadline, Program.wait
     which errors blame the backup       BLAMED_ALWAYS, blamed_causes,
                                         verdict_on_load; of own commands:
                                         verdict_on_command, load_by_command
@@ -85,7 +85,7 @@ import sys
 if __name__ == "__main__":
     # Until the drill handles it, Ctrl-C ends the process without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-if sys.version_info < (3, 11):  # noqa: UP036  a sentence for those who have it
+if sys.version_info < (3, 11):  # noqa: UP036  a sentence for those who have less
     raise SystemExit("the backup drill needs Python 3.11 or later")
 
 import argparse
@@ -181,7 +181,7 @@ class BackupRestoreTests(unittest.TestCase):
         atexit.register(cls.doClassCleanups)  # as unittest does not at Ctrl-C
         cls.enterClassContext(interruptible())
         cls.drill = Drill(cls.options or given_options(), cls.enterClassContext)
-        # Cleanups run in reverse order: it is published after all else has ended.
+        # Cleanups run in reverse order: the evidence is published last.
         cls.addClassCleanup(publish, cls.drill.evidence, cls.drill.options)
         judge(cls.drill.evidence, "set-up", cls.drill.set_up)
 
@@ -206,7 +206,7 @@ def load_tests(loader: unittest.TestLoader, *_: object) -> unittest.TestSuite:
 
 
 class Drill:
-    """One run; what one act makes is kept for the acts that follow."""
+    """The acts of a run; what one makes is kept for those that follow."""
 
     def __init__(self, options: Options, enter: Callable[[Context], Any]) -> None:
         self.options = options
@@ -368,10 +368,10 @@ class Drill:
         self.evidence["not_compared"].update(
             not_compared(backup, self.reading, expected, found)
         )
-        apart = unaccepted(differences_between(expected, found), restored.run)
+        differences = unaccepted(differences_between(expected, found), restored.run)
         if not expected.definitions & found.definitions:
             fact += f"\n  {ELSEWHERE}"
-        require_none(fact, apart)
+        require_none(fact, differences)
         if not found.tables:  # whatever was accepted
             raise BackupIsBad("no table came back")
         self.evidence.update(counts_of(expected))
@@ -387,8 +387,8 @@ class Drill:
 # The guard waits for the end of its stdin, which this process alone holds open.
 # Then it ends, in this order:
 # - its group, by TERM, as programs that still write would fill the folder again;
-# - what has left the group, as `timeout` and `setsid` make programs do, but has the
-#   folder $1 as BACKUP_DRILL in its environment, where there is a /proc;
+# - what has left the group, as `timeout` and `setsid` make programs do, but has a
+#   variable that begins with $1, as BACKUP_DRILL does, where there is a /proc;
 # - the private server, by QUIT, at which it stops at once; after 10 seconds by KILL,
 #   together with its children, which have groups of their own;
 # - the folder; and at last whatever ignored TERM, and itself, by KILL.
@@ -673,7 +673,7 @@ class Program:
         warnings = WARNING.findall(self.run.redacted(self.stderr()))
         if warnings:
             level = logging.INFO
-            if self.name in ("pg_dump", "gzip", "bzip2"):
+            if self.name in ("pg_dump", "gzip", "bzip2"):  # others warn of much
                 level = logging.WARNING
             log.log(level, "%s says:\n%s", self.name, indented(warnings))
         return round(seconds, 3)
@@ -710,8 +710,8 @@ def output_of(starting: Context) -> str:
 # was said, and redacted where it is shown; no value of a row is shown.
 
 # Patterns for a SQLSTATE and the server's function that reported it, such as
-# 22P02:pg_strtoint32_safe. Only a backup's content can cause these; or settings that
-# are lost, see BY_SETTINGS:
+# 22P02:pg_strtoint32_safe. A backup's content causes these, or settings that are
+# lost, see BY_SETTINGS:
 BLAMED_ALWAYS = (
     # Not a value of its type; but 22023 is about a parameter, 22P05 about what
     # UTF-8 lacks, and money is written as lc_monetary of the source has it.
@@ -848,13 +848,14 @@ def report_in(stderr: str) -> Report | None:
     error = None
     for report in REPORT.finditer(stderr):
         line, code, message = report.groups()
+        # It is always found: the end of all is one, too.
         function = LOCATION.search(stderr, report.end())[1] or "the server"
         error = Report(int(line or AT_THE_END), code, message, function)
     return error
 
 
 def require_none(fact: str, sentences: Collection[object]) -> None:
-    """Fail with the fact and the sentences, unless there are none."""
+    """Raise BackupIsBad with the fact and the sentences, unless there are none."""
     if sentences:
         raise BackupIsBad(f"{fact}\n{indented(sentences)}")
 
@@ -1516,10 +1517,10 @@ def contents_from(facts: list[Any], script: str = "") -> Contents:
     for thing, total in totals.items():
         found["fact"].add((thing, f"rows with hash {salted_hash(total)}"))
     return Contents(
-        found["fact"] | found["sequence"] | counted(rows),
-        script,
-        rows,
-        found["sequence"],
+        facts=found["fact"] | found["sequence"] | counted(rows),
+        script=script,
+        rows=rows,
+        sequences=found["sequence"],
         reasons=dict(found["reason"]),
         extensions=dict(found["extension"]),
         roots=dict(found["root"]),
@@ -1581,12 +1582,12 @@ class Difference(NamedTuple):
     text: str  # 1000 rows
 
     @property
-    def line(self) -> str:
-        """The line as it is shown: table public.film: 1000 rows"""
+    def sentence(self) -> str:
+        """What --accept is compared with: table public.film: 1000 rows"""
         return f"{self.thing}: {self.text}".removesuffix(": ")
 
     def __str__(self) -> str:
-        return f"{self.side:<9} {self.line:.200}"
+        return f"{self.side:<9} {self.sentence:.200}"
 
 
 def differences_between(expected: Contents, found: Contents) -> list[Difference]:
@@ -1620,20 +1621,23 @@ def without(facts: set[Fact], things: Things) -> set[Fact]:
 
 def differences_of_facts(expected: set[Fact], found: set[Fact]) -> list[Difference]:
     """The facts that one side lacks; of a thing that one side lacks, its name alone."""
-    apart = [Difference(thing, "expected", text) for thing, text in expected - found]
-    apart += [Difference(thing, "found", text) for thing, text in found - expected]
     # The fact that a thing is there has no text.
-    lacking = {fact.thing for fact in apart if not fact.text}
-    return sorted(fact for fact in apart if not fact.text or fact.thing not in lacking)
+    lacking = {thing for thing, text in expected ^ found if not text}
+    differences = []
+    for side, facts in [("expected", expected - found), ("found", found - expected)]:
+        for thing, text in facts:
+            if not text or thing not in lacking:
+                differences.append(Difference(thing, side, text))
+    return sorted(differences)
 
 
-def unaccepted(apart: list[Difference], run: Run) -> list[Difference]:
+def unaccepted(differences: list[Difference], run: Run) -> list[Difference]:
     """The differences that no --accept matches, redacted; notes the accepted ones."""
     rest = []
-    for difference in apart:
+    for difference in differences:
         shown = Difference(*map(run.redacted, difference))
         for glob in run.options.accept:
-            if fnmatchcase(difference.line, glob):
+            if fnmatchcase(difference.sentence, glob):
                 run.evidence["accepted"][str(shown)] = glob
                 break
         else:
@@ -1663,8 +1667,8 @@ def require_differences_seen(restored: Database, found: Contents) -> None:
     names = [fact for fact in found.facts if fact[1] == "in order"]
     one_less = replace(facts_alone, facts=found.facts - set(names[:1]))
     other_sql = found.script.replace("\nCREATE ", "\nCREATE OTHER ", 1)
-    apart = differences_between(some_rows, changed_rows)
-    seen = {difference.thing for difference in apart}
+    differences = differences_between(some_rows, changed_rows)
+    seen = {difference.thing for difference in differences}
     unseen = [
         f"a value of {table}"
         for table, count in some_rows.rows.items()
@@ -1779,7 +1783,7 @@ ROLES = rb"%b|%b(%b(?:, %b)*)" % (NO_ROLE, BEFORE_ROLES, NAME, NAME)
 
 @dataclass(frozen=True)
 class Entry:
-    """What pg_dump writes about one object; before the first one, it has no kind."""
+    """What pg_dump writes about one object; a header has no name and no kind."""
 
     line: int  # where its comment begins
     name: str = ""
@@ -1790,7 +1794,7 @@ class Entry:
     @property
     def full_name(self) -> str:
         """Its name with its schema: public.film."""
-        return f"{self.schema}.{self.name}".removeprefix("-.")
+        return f"{self.schema}.{self.name}".removeprefix("-.")  # in no schema
 
     @property
     def thing(self) -> str:
@@ -1825,9 +1829,9 @@ class Reading:
         self.roles: set[str] = set()
         self.has_zeros = False
         self.has_sql_after_end = False  # after a footer
-        self.filled: set[Entry] = set()  # those with a COPY block
+        self.copied: set[Entry] = set()  # those with a COPY block
         self.inserted: set[Entry] = set()  # those with rows by INSERT
-        # The name of a table in its comment, and before its data
+        # Data: their table as the comment names it, and as COPY or INSERT does
         self.blocks: set[tuple[str, bytes]] = set()
         # Entries that are not loaded -> the first line that is not
         self.left_out: dict[Entry, int] = {}
@@ -1860,7 +1864,7 @@ class Reading:
 
     @property
     def has_names(self) -> bool:
-        """Whether its entries have the names that they have today, as from 10.3 on."""
+        """Whether entries are named as pg_dump has named them since 10.3."""
         return self.versions[0] >= 10 and not self.noted["search_path"]
 
     @property
@@ -1895,7 +1899,7 @@ class Reading:
     def piece(self) -> bytes:
         """The next line, or a part of one that is very long."""
         piece = self.file.readline(LONGEST)
-        self.line += piece.endswith(b"\n")
+        self.line += int(piece.endswith(b"\n"))
         if b"\0" in piece:
             self.has_zeros = True
         self.last = piece
@@ -1907,6 +1911,7 @@ class Reading:
         if kind == AFTER_END and re.match(SQL_LINE, line):
             self.has_sql_after_end = True
         self.end_texts(line)
+        # A blank and a bracket: one more row by --rows-per-insert.
         if kind == "TABLE DATA" and line.startswith((b"INSERT ", b"\t(")):
             self.take_insert(line)
         match = TELLS.match(line)
@@ -1918,7 +1923,7 @@ class Reading:
             for entry in self.entries_in(line):
                 self.begin(entry)
         elif what == "header":
-            self.begin(Entry(self.line))
+            self.begin(Entry(self.line - 1))
         elif what == "footer":
             self.begin(Entry(self.line - 1, kind=AFTER_END))
         elif kind == "TABLE DATA" and line.startswith(b"COPY "):
@@ -1999,7 +2004,7 @@ class Reading:
             return
         table = self.entry.table
         self.note_data(line)
-        self.filled.add(self.entry)
+        self.copied.add(self.entry)
         rows = 0
         before = self.last
         for piece in iter(self.rows_ahead, b""):
@@ -2096,10 +2101,10 @@ class Reading:
     def finish_tables(self) -> None:
         """Note tables whose data are missing from their entry, or swallowed."""
         # In a dump by INSERT, the entry of a table without rows is empty.
-        has_copies_alone = self.filled and not self.inserted
+        has_copies_alone = bool(self.copied) and not self.inserted
         for entry in self.entries:
-            is_empty = entry.kind == "TABLE DATA" and entry not in self.filled
-            if has_copies_alone and is_empty:
+            lacks_block = entry.kind == "TABLE DATA" and entry not in self.copied
+            if has_copies_alone and lacks_block:
                 self.problems.append(f"{entry.thing}: missing")
         for table in sorted(self.swallowed & self.tables_without_data):
             self.problems.append(f"{table}: its data lie in another's COPY block")
@@ -2109,7 +2114,10 @@ NOTHING = Reading(io.BytesIO())
 
 
 def opened_in(text: bytes) -> bytes:
-    """The quote of what begins in a text and does not end in it, if any."""
+    """The quote, or the first line of a body, that a text opens but does not close.
+
+    Empty if there is none.
+    """
     return OPENING.match(text, CLOSED.match(text).end())[0]
 
 
@@ -2691,7 +2699,7 @@ def read_whole(backup: Backup, server: Database) -> tuple[Reading, list[str]]:
     with backup.sql(server.programs) as reader:
         reading = Reading(reader.popen.stdout)
         problems = problems_of_program(reader) + reading.problems
-    if reading.is_garbled:
+    if reading.is_garbled:  # then all other problems follow from that
         return reading, reading.problems
     if backup.source:
         problems += problems_of_source(reading, backup)
@@ -2821,7 +2829,7 @@ def require_damage_seen(reading: Reading) -> None:
         raise NotJudged(control, "the reader took a cut backup for whole")
     lines = beginning.split(b"\n")
     # Before the first entry with data, the body of a function may hold such a line.
-    data = min((entry.line for entry in reading.filled), default=len(lines))
+    data = min((entry.line for entry in reading.copied), default=len(lines))
     if b"\\." in lines[data:]:
         cut = b"\n".join([*lines[: lines.index(b"\\.", data)], b""])
         if "has no end" not in str(Reading(io.BytesIO(cut)).problems):
@@ -2860,7 +2868,7 @@ SELECT to_json(:{?known});
 # psql:<stdin>:99: WARNING:  01006: no privileges could be revoked for "hstore"
 NO_RIGHTS = re.compile(r"^psql:.*?:\d+: \S+:  0100[67]:", re.MULTILINE)
 # Codes of a check that had no answer: the time was up, the server ended, its
-# limits were reached.
+# limits were reached; but not of one that names a missing file, 58P01.
 NO_ANSWER = "08|5[37]|58(?!P01)"
 # The line feed ends a comment at the end of the check.
 CHECK = r"""
@@ -3390,7 +3398,7 @@ class Project:
         return answer_of(self.run, f"manage.py {name}", timeouts, *arguments)
 
     def request(self, database: Database) -> str:
-        """Where every alias is to lead, for `run_on_scratch_database`."""
+        """Where every alias is to lead, and what may be shown, as JSON."""
         target = {"NAME": database.name, "ENGINE": self.engine}
         if database.private:
             for name in ("host", "port", "user"):
@@ -3587,7 +3595,7 @@ def description_of(alias: str, *needed: str) -> dict[str, Any]:
 
 
 def wrapper_of(alias: str, database: dict[str, Any]) -> Any:
-    """Django's wrapper of a connection, by the alias's own engine."""
+    """Django's wrapper of a connection, by the engine of the alias, if it can be."""
     from django.core.exceptions import AppRegistryNotReady, ImproperlyConfigured
     from django.db.utils import load_backend
 
@@ -3656,20 +3664,22 @@ def run_on_scratch_database(request: str, *command: str, stdout: IO[str]) -> Non
     call_command(*command, stdout=stdout)
 
 
-def scratch_settings(configured: dict[str, Any], asked: Evidence) -> dict[str, Any]:
+def scratch_settings(
+    configured: dict[str, Any], asked: dict[str, Any]
+) -> dict[str, Any]:
     """The settings of an alias that leads to the target of a request."""
     target = asked["target"]
     options = {"options": asked["options"]}
     if "HOST" not in target:  # else the settings know nothing of its server
         options = {**configured["OPTIONS"], **options}
-    # One names another database; the other one keeps connections open.
+    # dbname would name another database, and a pool keeps connections open.
     for option in ("dbname", "pool"):
         options.pop(option, None)
     return {**configured, **target, "OPTIONS": options}
 
 
 def refuse_other_connections(target: StringDict) -> None:
-    """End connections of Django that lead elsewhere, as an engine may have its own."""
+    """End connections of Django's that lead elsewhere, as those of an engine may."""
     from django.db.backends.signals import connection_created
 
     def require_target(connection: Any, **_: object) -> None:
@@ -3688,7 +3698,8 @@ def refuse_other_connections(target: StringDict) -> None:
 # a restore command has a private server (see `contradiction`); each command
 # runs under a guard of its own; what it prints is shown with --verbose alone.
 
-# Most variables of libpq are PG and the parameter, as PGSSLMODE is; these are not:
+# Most variables of libpq are PG and the parameter without its underscores, as
+# PGCHANNELBINDING is; these are not:
 IRREGULAR_VARIABLES = {
     "application_name": "PGAPPNAME",
     "connect_timeout": "PGCONNECT_TIMEOUT",
@@ -3698,10 +3709,11 @@ ELSEWHERE = (
     " PG*, DATABASE_URL and MANAGE. Or are all data left out?"
 )
 NO_ROOM = "No space left on device"
-# What a private server logs of its own ends:
+# What a private server logs when it has no room, or when a process of it ends badly:
 # LOG:  server process (PID 4711) was terminated by signal 9: Killed
 PLACE_FAILED = f"{NO_ROOM}|was terminated by signal|PANIC"
-LEAST_ROOM = 2**16  # bytes: with less, what a program has said is not whole
+LEAST_ROOM = 2**16  # bytes: with less, what a program has said may be cut
+# The outer shell stays, as exit comes last, and it is ours to kill.
 RUN_BY_US = '/bin/sh -c "$1"\nexit $?'
 # By these, a shell tells that a program must not be run, is missing, or was killed.
 TOLD_BY_SHELL = (MUST_NOT_RUN, 127, *range(129, 193))
@@ -3724,7 +3736,6 @@ def run_command(
     folder.mkdir()
     # Under a guard of its own, as a `kill 0` in it must not end our programs.
     with step(f"run the {name}"), guarded(folder) as group:
-        # The process that we may have to kill is ours, even if the command is sudo.
         starting = replace(run, group=group).started(
             "/bin/sh",
             "-c",
