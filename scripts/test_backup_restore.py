@@ -3462,9 +3462,12 @@ def answer_of(
                 raise NotJudged(failure.args[0], "it could not say why") from None
             fault = run.redacted(fault).strip()
             fact = f"{name}: the project fails"
+            hint = hint_for(f"{name}: {fault}")
+            if not hint and arguments[0] == RUN_COMMAND:
+                hint = SEE_WORDS
             if program.popen.returncode == MUST_NOT_RUN:
                 raise NotJudged(fact, fault) from None
-            raise ProjectFails(fact, fault, hint_for(f"{name}: {fault}")) from None
+            raise ProjectFails(fact, fault, hint) from None
         finally:
             # What DESCRIBE prints is never shown, as no secret is known yet.
             if arguments[0] == RUN_COMMAND:
