@@ -971,11 +971,16 @@ class Database:
         parameters = {
             "connect_timeout": str(round(self.run.options.timeout)),
             **self.parameters,
-            "options": self.options(),
         }
         if self.name:  # else a service of libpq names it
             parameters["dbname"] = self.name
         variables = {**base_environment(), **self.environment}
+        # Options may hold secrets, so they are no argument, unless those of a
+        # service would go before the variable.
+        variables["PGOPTIONS"] = self.options()
+        parameters.pop("options", None)
+        if "service" in parameters or "PGSERVICE" in variables:
+            parameters["options"] = self.options()
         variables["PG_COLOR"] = "never"
         variables["PGCLIENTENCODING"] = "UTF8"
         if self.encoding == "SQL_ASCII":  # then bytes are not converted
@@ -2938,7 +2943,7 @@ def with_settings_of(source: Database, server: Database) -> Database:
         if is_known:
             options += session_option(name, value)
         else:
-            log.warning("not known here: %s of the source, %s", name, value)
+            log.warning("not known here: %s of the source", name)
     return replace(
         server,
         parameters={**server.parameters, "options": options},
@@ -3338,6 +3343,7 @@ def verdict_on_manage(
 DESCRIBE = "--describe-project"
 RUN_COMMAND = "--run-project-command"
 RUN_FOR_TEAM = "--run-project-command-for-team"
+REQUEST = "BACKUP_DRILL_REQUEST"  # a variable, see `Project.request`
 FAULT_MARK = "the project fails:"  # on stderr, before what went wrong
 # Exceptions whose messages are shown: where rows are at hand, those that are about
 # a command; while settings are imported, those about code and names, too. The
@@ -3394,11 +3400,20 @@ class Project:
     ) -> str:
         """What a management command prints, while every alias is this database."""
         name, *_ = command
-        arguments = (RUN_COMMAND, self.request(database), *command)
-        return answer_of(self.run, f"manage.py {name}", timeouts, *arguments)
+        return answer_of(
+            self.run,
+            f"manage.py {name}",
+            RUN_COMMAND,
+            *command,
+            request=self.request(database),
+            timeouts=timeouts,
+        )
 
     def request(self, database: Database) -> str:
-        """Where every alias is to lead, and what may be shown, as JSON."""
+        """Where every alias is to lead, and what may be shown, as JSON.
+
+        It may hold a password, so it goes into the environment of a process.
+        """
         target = {"NAME": database.name, "ENGINE": self.engine}
         if database.private:
             for name in ("host", "port", "user"):
@@ -3409,6 +3424,7 @@ class Project:
                 "alias": options.database,
                 "target": target,
                 "options": database.options(),
+                "url": url_of(database),
                 "shows_messages": options.rehearsal,
             }
         )
@@ -3421,7 +3437,7 @@ def described_project(run: Run) -> Project:
     if options.live or options.restore_command or not options.private:
         arguments.append("connection")
     with step("import the settings"):
-        text = answer_of(run, "the settings", 1, *arguments)
+        text = answer_of(run, "the settings", *arguments)
     if not text:
         raise NotJudged("the settings end the process that imports them")
     answer = json.loads(text)
@@ -3438,16 +3454,19 @@ def described_project(run: Run) -> Project:
 def answer_of(
     run: Run,
     name: str,
-    timeouts: float,
+    verb: str,
     *arguments: str,
+    request: str = "{}",
+    timeouts: float = 1,
 ) -> str:
     """What this file answers when it runs as a process of the project."""
     started = run.started(
         sys.executable,
         __file__,
+        verb,
         *arguments,
         name=name,
-        environment={**environ, "BACKUP_DRILL": str(run.folder)},
+        environment={**environ, "BACKUP_DRILL": str(run.folder), REQUEST: request},
         umask=-1,  # what it writes belongs to the project
         timeouts=timeouts,
     )
@@ -3455,7 +3474,7 @@ def answer_of(
         try:
             program.wait()
         except ProgramFailed as failure:
-            if arguments[0] == RUN_COMMAND:
+            if verb == RUN_COMMAND:
                 program.show(program.output)
             _, mark, fault = failure.stderr.rpartition(FAULT_MARK)
             if not mark:
@@ -3463,14 +3482,14 @@ def answer_of(
             fault = run.redacted(fault).strip()
             fact = f"{name}: the project fails"
             hint = hint_for(f"{name}: {fault}")
-            if not hint and arguments[0] == RUN_COMMAND:
+            if not hint and verb == RUN_COMMAND:
                 hint = SEE_WORDS
             if program.popen.returncode == MUST_NOT_RUN:
                 raise NotJudged(fact, fault) from None
             raise ProjectFails(fact, fault, hint) from None
         finally:
             # What DESCRIBE prints is never shown, as no secret is known yet.
-            if arguments[0] == RUN_COMMAND:
+            if verb == RUN_COMMAND:
                 program.show(program.errors)
         return program.stdout()
 
@@ -3479,18 +3498,18 @@ def answer(verb: str, *arguments: str) -> NoReturn:
     """Print what `answer_of` asks for, or on stderr why the project fails; exit."""
     answers = os.fdopen(os.dup(1), "w")
     errors = os.fdopen(os.dup(2), "w", errors="backslashreplace")
+    asked = json.loads(environ.pop(REQUEST))
     if verb != RUN_FOR_TEAM:
         os.dup2(2, 1)  # what the project prints is not the answer
 
     def work(*_: object) -> None:
-        sys.argv[1:] = arguments[1:]
         try:
             if verb == DESCRIBE:
                 json.dump(description_of(*arguments), answers)
             elif verb == RUN_COMMAND:
-                run_on_scratch_database(*arguments, stdout=answers)
+                run_on_scratch_database(asked, arguments, answers)
             else:
-                run_on_scratch_database(*arguments, stdout=sys.stdout)
+                run_on_scratch_database(asked, arguments, sys.stdout)
                 sys.stdout.flush()  # which fails on a full disk
         except SystemExit as stop:
             if stop.code:
@@ -3511,17 +3530,17 @@ def answer(verb: str, *arguments: str) -> NoReturn:
     except BaseException as error:  # noqa: BLE001  the process ends below
         if verb != DESCRIBE:
             print(error, file=errors)  # the whole message, as manage.py does
-        print(FAULT_MARK, described(error, shown_in(verb, arguments[0])), file=errors)
+        print(FAULT_MARK, described(error, shown_in(verb, asked)), file=errors)
         if isinstance(error, NotJudged):
             end(MUST_NOT_RUN)
     end(1)
 
 
-def shown_in(verb: str, request: str) -> Things:
+def shown_in(verb: str, asked: dict[str, Any]) -> Things:
     """The kinds of exceptions whose messages are shown."""
     if verb == DESCRIBE:  # no secret is known yet that a message might hold
         return WITH_SETTINGS
-    if json.loads(request)["shows_messages"]:
+    if asked["shows_messages"]:
         return WITH_SAMPLE
     return WITH_ROWS
 
@@ -3631,10 +3650,12 @@ def secrets_in(databases: dict[str, Any], parameters: dict[str, Any]) -> list[st
     return [str(text) for name, text in named if text and re.search(SECRET, name)]
 
 
-def run_on_scratch_database(request: str, *command: str, stdout: IO[str]) -> None:
-    """Run a command while every alias leads to the target of the request."""
-    asked = json.loads(request)
+def run_on_scratch_database(
+    asked: dict[str, Any], command: Command, stdout: IO[str]
+) -> None:
+    """Run a command while every alias leads to the target of a request."""
     target = asked["target"]
+    sys.argv[1:] = command
     import django
     from django.conf import settings
     from django.core.management import call_command
@@ -3642,19 +3663,20 @@ def run_on_scratch_database(request: str, *command: str, stdout: IO[str]) -> Non
 
     if connections.all(initialized_only=True):
         raise NotJudged("the settings module connects to a database")
-    hidden = ["DATABASE_URL", "PGDATABASE"]
-    if "HOST" in target:  # a private server, of which the settings know nothing
-        hidden += [name for name in environ if name.startswith("PG")]
     databases = connections.settings
-    for name in hidden:
-        environ.pop(name, None)
+    for name in [name for name in environ if name.startswith("PG")]:
+        # What the settings know of a private server, they do not know by these.
+        if name == "PGDATABASE" or "HOST" in target:
+            del environ[name]
+    # For what the command starts, as its settings may be read from a file again.
+    environ["DATABASE_URL"] = asked["url"]
     scratch = scratch_settings(databases[asked["alias"]], asked)
     # The handler of connections prefers these to settings.DATABASES, which some
     # projects replace by an object of another kind.
     connections._settings = {name: dict(scratch) for name in databases}
     databases.update(connections._settings)  # for code that reads settings.DATABASES
     del connections.settings  # a cache of what they were before
-    refuse_other_connections(target)
+    refused = refuse_other_connections(target)
     django.setup()
     for database in connections.settings.values():
         for name in ("NAME", "HOST", "PORT"):
@@ -3665,6 +3687,8 @@ def run_on_scratch_database(request: str, *command: str, stdout: IO[str]) -> Non
             if connector.keys() & {"NAME", "HOST", "PORT"}:
                 raise NotJudged("DBBACKUP_CONNECTORS names a database")
     call_command(*command, stdout=stdout)
+    if refused:  # and the command has passed over it
+        raise NotJudged(*refused)
 
 
 def scratch_settings(
@@ -3681,18 +3705,25 @@ def scratch_settings(
     return {**configured, **target, "OPTIONS": options}
 
 
-def refuse_other_connections(target: StringDict) -> None:
-    """End connections of Django's that lead elsewhere, as those of an engine may."""
+def refuse_other_connections(target: StringDict) -> list[str]:
+    """End connections of Django's that lead elsewhere, as those of an engine may.
+
+    The list that is returned says so, once it has happened.
+    """
     from django.db.backends.signals import connection_created
+
+    refused: list[str] = []
 
     def require_target(connection: Any, **_: object) -> None:
         info = connection.connection.info
         host = target.get("HOST", info.host)
         if (info.dbname, info.host) != (target["NAME"], host):
             connection.close()
-            raise NotJudged("the engine of the settings connects to another database")
+            refused[:] = ["the project connects to another database"]
+            raise NotJudged(*refused)
 
     connection_created.connect(require_target, weak=False)
+    return refused
 
 
 # --- A team's own commands ---------------------------------------------------
@@ -3806,7 +3837,8 @@ def command_environment(
         variables[IRREGULAR_VARIABLES.get(parameter, name)] = value
     variables["BACKUP_FILE"] = str(path)
     variables["DATABASE_URL"] = url_of(database)
-    variables["MANAGE"] = str(manage_script(database, project))
+    variables["MANAGE"] = str(manage_script(database.run))
+    variables[REQUEST] = project.request(database)
     return variables
 
 
@@ -3820,10 +3852,10 @@ def url_of(database: Database) -> str:
     return f"postgresql://{user}:{password}@/{name}?{query}"
 
 
-def manage_script(database: Database, project: Project) -> Path:
-    """A file that runs the project's management commands on the database."""
-    path = database.run.folder / "manage"
-    arguments = (sys.executable, __file__, RUN_FOR_TEAM, project.request(database))
+def manage_script(run: Run) -> Path:
+    """A file that runs the project's management commands, as its REQUEST says."""
+    path = run.folder / "manage"
+    arguments = (sys.executable, __file__, RUN_FOR_TEAM)
     path.write_text(f'#!/bin/sh\nexec {shlex.join(arguments)} "$@"\n')
     path.chmod(0o700)
     return path
@@ -3877,7 +3909,8 @@ SELECT json_build_object(
                     FROM pg_db_role_setting, unnest(setconfig) AS own
                    WHERE setdatabase IN (0, d.oid)
                      AND (setrole = 0 OR pg_get_userbyid(setrole) = current_user)
-                     AND own ~ '^\w+\.[\w.]+=') AS known (setting)),
+                     AND own ~ '^\w+\.[\w.]+='
+                     AND own !~* '^[^=]*(passw|secret|token|key)') AS known (setting)),
        'has_settings', EXISTS (
            SELECT FROM pg_db_role_setting
             WHERE setdatabase IN (0, d.oid)

@@ -154,7 +154,8 @@ class ShopConfig(AppConfig):
     name = "shop"
 
     def ready(self):
-        assert not {"DATABASE_URL", "PGDATABASE"} & {*os.environ}
+        assert "PGDATABASE" not in os.environ
+        assert "backup_drill_" in os.environ["DATABASE_URL"]
         # For code that gives them to a driver or a program of its own.
         named = {each["NAME"] for each in settings.DATABASES.values()}
         assert connection.vendor == "sqlite" or named == {connection.settings_dict["NAME"]}
@@ -803,7 +804,7 @@ FAULTS = (
         "with an engine that knows better",
         "from market.settings import *\n"
         "DATABASES['default']['ENGINE'] = 'shop.leading'\n",
-        ("the engine of the settings connects to another database",),
+        ("the project connects to another database",),
         act="creation",
     ),
     Fault(

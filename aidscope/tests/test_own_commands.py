@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock, patch
+from urllib.parse import quote
 
 from aidscope.tests.in_process import (
     ProjectWithCommands,
@@ -976,6 +977,49 @@ class ManageTests(CheckCase, table=MANAGED):
             words = (*LIVE, "--verbose", "--manage", "migrate --plan --check")
             over = commanded(here, *words, **settings_of(small()))
         self.assert_verdict(over, "failed", "Planned operations:", act="restore")
+
+    def test_programs_of_a_command(self) -> None:
+        """What a command starts anew finds the command's database, if it reads a URL."""
+        runs = "import subprocess as s, sys; s.run([sys.executable, 'manage.py', {}])"
+        migrates = runs.format("'migrate', '-v0'")
+        with place() as here, database("CREATE TABLE kept ()") as name:
+            (here.folder / "from_file.py").write_text(
+                f"import os\nos.environ.setdefault('DATABASE_URL', {url(name)!r})\n"
+                "from aidscope.settings import *\n"
+            )
+            words = ("--live", "--manage", f'shell -c "{migrates}"')
+            how = settings_of(name, "from_file", PYTHONPATH=str(here.folder))
+            over = commanded(here, *words, **how)
+            made = query(name, "SELECT 1 FROM pg_class WHERE relname ~ '^django'")
+        self.assert_verdict(over, "passed")
+        self.assertEqual(made, [])
+
+    def test_connection_that_is_passed_over(self) -> None:
+        """A command whose other connection was refused was not judged."""
+        connects = (
+            "from django.db.utils import ConnectionHandler as H;"
+            "from django.conf import settings as s;"
+            "from contextlib import suppress;"
+            "d = dict(s.DATABASES['default'], NAME='postgres');"
+            "h = H(dict(default=d))\n"
+            "with suppress(Exception): h['default'].ensure_connection()"
+        )
+        with place() as here:
+            words = ("--live", "--manage", f'shell -c "{connects}"')
+            over = commanded(here, *words, **settings_of(small()))
+        self.assert_verdict(over, "error", "connects to another database")
+
+    def test_secrets_of_options(self) -> None:
+        """Options of sessions are no argument, and in no file."""
+        sees = 'ps -eo args > "{here}/seen"; cat "$MANAGE" >> "{here}/seen"'
+        with place() as here:
+            name = f"{url(small())}?options={quote('-c app.api_key=Krokodil')}"
+            words = (*LIVE, "--backup-command", f"{sees}; {DUMP}")
+            over = here.drill(*filled(here, words), url=name)
+            seen = (here.folder / "seen").read_text()
+        self.assert_verdict(over, "passed")
+        self.assertIn("manage", seen)
+        self.assertNotIn("Krokodil", seen)
 
     def test_refusal(self) -> None:
         """That a command would reach another database is no fault of the backup's."""

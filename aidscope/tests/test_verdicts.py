@@ -1276,13 +1276,7 @@ def tools() -> Path:
 # --- Servers --------------------------------------------------------------------------
 
 # The words of a connection, but for its options.
-WITHOUT_OPTIONS = r"""
-for word
-do
-    shift
-    set -- "$@" "$(printf '%s' "$word" | sed "s/ options='[^']*'//")"
-done
-"""
+WITHOUT_OPTIONS = "unset PGOPTIONS"
 
 
 class ServerTests(Case):
