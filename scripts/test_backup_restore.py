@@ -260,8 +260,9 @@ class Drill:
             yield
         finally:  # in place of another error, too, which this may have caused
             after = state_of(path)
-            may_be_gone = self.options.restore_command and not after
-            if after != before and not may_be_gone:
+            if self.options.restore_command and not after:
+                log.warning("the restore command has removed %s", path)
+            elif after != before:
                 raise NotJudged(
                     f"{path} changed while it was judged",
                     "judge a copy of it, or wait until it is complete",
@@ -520,6 +521,12 @@ class Run:
     secrets: tuple[str, ...] = field(default=(), repr=False)
 
     @cached_property
+    def hidden_in_urls(self) -> re.Pattern[str]:
+        """The secrets, where each character may be percent-encoded."""
+        patterns = [encoded_anyhow(secret) for secret in self.secrets]
+        return re.compile("|".join(patterns) or "(?!)")
+
+    @cached_property
     def hidden(self) -> list[str]:
         """The secrets in every quoting; the longest come first."""
         forms = set().union(*map(written_forms, self.secrets))
@@ -529,7 +536,7 @@ class Run:
         """The text with [REDACTED] for each secret."""
         for form in self.hidden:
             text = text.replace(form, "[REDACTED]")
-        return text
+        return self.hidden_in_urls.sub("[REDACTED]", text)
 
     @cached_property
     def installed(self) -> str:
@@ -610,8 +617,17 @@ def encoded(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
+def encoded_anyhow(secret: str) -> str:
+    """A pattern for a text in a URL: p@ss, p%40ss."""
+    pattern = ""
+    for character in secret:
+        percents = "".join(f"%{byte:02x}" for byte in encoded(character))
+        pattern += f"(?:{re.escape(character)}|(?i:{percents}))"
+    return pattern
+
+
 def written_forms(secret: str) -> set[str]:
-    """A text as it is, and as SQL, libpq, URLs, Python, JSON and shells quote it."""
+    """A text as it is, and as SQL, libpq, Python, JSON and shells quote it."""
     return {
         secret,
         secret.replace("'", "''"),  # SQL
@@ -620,8 +636,6 @@ def written_forms(secret: str) -> set[str]:
         secret.replace("'", "'\\''"),  # bash: 'it'\''s'
         secret.replace("'", "'\"'\"'"),  # shlex: 'it'"'"'s'
         re.sub(r'([\\"$`])', r"\\\1", secret),  # a shell, in double quotes
-        quote(encoded(secret)),
-        quote(encoded(secret), safe=""),
         repr(secret)[1:-1],
         json.dumps(secret)[1:-1],
         json.dumps(secret, ensure_ascii=False)[1:-1],
@@ -1159,7 +1173,10 @@ LITERAL = r"'(?:[^']|'')*'"
 # Other lines that may hold one: PERFORM dblink('host=h password=it''s_me', sql);
 # ALTER ROLE anna PASSWORD 'open sesame'; postgresql://anna:sesame@h/live
 # Each alternative goes over a line once, as a line may be very long.
-PASSWORD = r"(?im)^(?=.*passw(or)?d)(?=.*[='\"]).*|^(?=.*://)(?=.*@).*"
+PASSWORD = (
+    r"(?im)^(?=.*(?:passw(?:or)?d|secret|token|bearer|api_?key|pgp_sym_))"
+    r"(?=.*[='\"]).*|^(?=.*://)(?=.*@).*"
+)
 # Of this run. Differences show hashes; without it, the row of a small table
 # could be guessed from its hash, and a password from that of a definition.
 SALT = os.urandom(16).hex()
@@ -1698,8 +1715,10 @@ LONGEST = 2**20  # bytes: a longer line is read in pieces, as a row may have 200
 AT_ONCE = 2**17  # bytes to read at once: more would be slower, as caches are small
 END_OF_DATA = b"\\.\n"
 AFTER_END = "after the end"  # the kind of whatever follows a footer
-# INSERT INTO ...; not a comment, and not \unrestrict
-SQL_LINE = rb"(?!--|\\)\s*\S"
+# INSERT INTO ...; not a comment, perhaps behind a byte-order mark, and not \unrestrict
+SQL_LINE = rb"(?!(\xef\xbb\xbf)?--|\\)\s*\S"
+# What SQL that pg_dump did not write may be about: a role, another database.
+OF_SERVER = rb"(?i)\b(ROLE|USER|GROUP|DATABASE|TABLESPACE|SYSTEM|GRANT|REVOKE)\b"
 # Causes of damage, which replace the problems that follow from them.
 CR_LF_PROBLEM = (
     "its lines end in CR LF: it went through a terminal (docker exec -t),"
@@ -1913,8 +1932,12 @@ class Reading:
     def take(self, line: bytes) -> None:
         """Note what a line tells; read to the end of what it begins."""
         kind = self.entry.kind
-        if kind == AFTER_END and re.match(SQL_LINE, line):
-            self.has_sql_after_end = True
+        is_outside = kind == AFTER_END or not self.noted["header"]
+        if is_outside and re.match(SQL_LINE, line):
+            if kind == AFTER_END:
+                self.has_sql_after_end = True
+            for word in re.findall(OF_SERVER, line):
+                self.noted["server"][self.text(word)] += 1
         self.end_texts(line)
         # A blank and a bracket: one more row by --rows-per-insert.
         if kind == "TABLE DATA" and line.startswith((b"INSERT ", b"\t(")):
@@ -3189,6 +3212,8 @@ def expected_of_existing(
     if backup.format == UNREAD and not found.rows.total():
         raise BackupIsBad("the restore command brought back no row")
     # SQL after the end may have changed anything.
+    if reading.has_sql_after_end and reading.rows.total() > found.rows.total() == 0:
+        raise BackupIsBad("no row came back: SQL after its end has removed all")
     if backup.format == UNREAD or reading.has_sql_after_end:
         return found
     facts = told_facts(reading, found)
@@ -3246,6 +3271,12 @@ def not_told(backup: Backup, reading: Reading) -> StringDict:
             reading.versions[0] and not reading.has_names,
             "names",
             "an old pg_dump wrote them",
+        ),
+        (
+            reading.versions[0]
+            and not reading.named("CONSTRAINT", "FK CONSTRAINT", "INDEX", "TRIGGER"),
+            "constraints, indexes and triggers",
+            "the backup has none",
         ),
         (
             reading.noted["row security"],
@@ -3574,7 +3605,10 @@ def described(error: BaseException | None, shown: Things) -> str:
         kinds = {f"{kind.__module__}.{kind.__name__}" for kind in type(error).__mro__}
         if re.search(DJANGO, str(frames[-1:])):
             kinds.update([f"{kind} by Django" for kind in kinds])
-        if kinds & shown:
+        # A command's error may quote the one that caused it, and so a row.
+        cause = error.__cause__ or error.__context__
+        may_quote = cause is not None and not isinstance(cause, KeyError)
+        if kinds & shown and not (may_quote and shown == WITH_ROWS):
             line += f": {error}".partition("\n")[0]
         of_project = [
             frame for frame in frames if not re.search(INSTALLED, frame.filename)

@@ -892,6 +892,32 @@ class ReasonedTests(Case):
         self.assert_verdict(healthy, "error", "22008", "ALTER DATABASE", act="restore")
         self.assert_verdict(damaged, "failed", "22008", act="restore")
 
+    def test_sql_around(self) -> None:
+        """What is about roles, before the header or after the end, needs a server."""
+        with place() as here:
+            dump = copied("plain", here.backup).read_text()
+            for text in (f"{dump}grant anna to ben;\n", f" alter role ben;\n{dump}"):
+                here.backup.write_text(text)
+                self.assert_verdict(judged(here), "error", "more than its database")
+
+    def test_sql_that_empties(self) -> None:
+        """Nothing is left of a backup that removes its rows at the end."""
+        with place() as here:
+            dump = copied("plain", here.backup).read_text()
+            here.backup.write_text(
+                f"{dump}DELETE FROM public.kept; DELETE FROM public.long;\n"
+            )
+            over = judged(here)
+        self.assert_verdict(over, "failed", "no row came back", act="restore")
+
+    def test_no_constraints(self) -> None:
+        """A backup without its last section has none, which is said."""
+        with place() as here:
+            with database("CREATE TABLE t AS SELECT 1 AS i") as source:
+                pg_dump(source, here.backup)
+            over = judged(here)
+        self.assert_verdict(over, "passed", "constraints, indexes and triggers (the b")
+
     def test_colours(self) -> None:
         """They do not keep the drill from reading what psql says."""
         with place() as here:

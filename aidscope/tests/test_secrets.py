@@ -401,6 +401,12 @@ ALTER TABLE public.kept OWNER TO nobody_1;
 class RedactionTests(Case):
     """What is not printed is found in every text, and decides nothing."""
 
+    def test_a_password_in_part_encoded(self) -> None:
+        """In a URL, each character may be percent-encoded, in either case."""
+        run = drill.Run(None, Path(), 0, {}, secrets=("p@ss/wörd!",))
+        for text in ("p%40ss%2fwörd!", "p@ss/w%C3%B6rd%21", "p%40ss%2Fw%c3%b6rd!"):
+            self.assertEqual(run.redacted(f"x:{text}@h"), "x:[REDACTED]@h")
+
     def test_a_password_within_another(self) -> None:
         """No rest of the longer one is left."""
         run = replace(in_process.server().run, secrets=("part", "part-of-it"))
