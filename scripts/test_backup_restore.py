@@ -1154,6 +1154,11 @@ class Contents:
         """The tables whose rows were counted."""
         return self.rows.keys() - {LARGE_OBJECTS}
 
+    @property
+    def has_rows(self) -> bool:
+        """Whether a table has any."""
+        return any(self.rows[table] for table in self.tables)
+
     def top(self, table: str) -> str:
         """The table to which the rows of a table or partition are counted."""
         return self.roots.get(table, table)
@@ -3209,11 +3214,11 @@ def expected_of_existing(
     found: Contents,
 ) -> Contents:
     """What a backup says of itself; everything else is expected as it was found."""
-    if backup.format == UNREAD and not found.rows.total():
+    if backup.format == UNREAD and not found.has_rows:
         raise BackupIsBad("the restore command brought back no row")
-    # SQL after the end may have changed anything.
-    if reading.has_sql_after_end and reading.rows.total() > found.rows.total() == 0:
+    if reading.rows.total() and reading.has_sql_after_end and not found.has_rows:
         raise BackupIsBad("no row came back: SQL after its end has removed all")
+    # It may have changed anything else.
     if backup.format == UNREAD or reading.has_sql_after_end:
         return found
     facts = told_facts(reading, found)
@@ -3504,25 +3509,31 @@ def answer_of(
     with started as program:
         try:
             program.wait()
-        except ProgramFailed as failure:
+        except ProgramFailed:
+            hint = ""
             if verb == RUN_COMMAND:
                 program.show(program.output)
-            _, mark, fault = failure.stderr.rpartition(FAULT_MARK)
-            if not mark:
-                raise NotJudged(failure.args[0], "it could not say why") from None
-            fault = run.redacted(fault).strip()
-            fact = f"{name}: the project fails"
-            hint = hint_for(f"{name}: {fault}")
-            if not hint and verb == RUN_COMMAND:
                 hint = SEE_WORDS
-            if program.popen.returncode == MUST_NOT_RUN:
-                raise NotJudged(fact, fault) from None
-            raise ProjectFails(fact, fault, hint) from None
+            raise verdict_on_project(program, hint) from None
         finally:
             # What DESCRIBE prints is never shown, as no secret is known yet.
             if verb == RUN_COMMAND:
                 program.show(program.errors)
         return program.stdout()
+
+
+def verdict_on_project(program: Program, hint: str) -> NotJudged:
+    """Why the project fails, as its process says; with a hint, if no other is known."""
+    name = program.name
+    status = program.popen.returncode
+    _, mark, fault = program.stderr().rpartition(FAULT_MARK)
+    if not mark:
+        return NotJudged(f"{name} exited with {status}", "it could not say why")
+    fact = f"{name}: the project fails"
+    fault = program.run.redacted(fault).strip()
+    if status == MUST_NOT_RUN:
+        return NotJudged(fact, fault)
+    return ProjectFails(fact, fault, hint_for(f"{name}: {fault}") or hint)
 
 
 def answer(verb: str, *arguments: str) -> NoReturn:
