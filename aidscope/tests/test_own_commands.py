@@ -405,6 +405,28 @@ class MadeTests(Case, table=MADE):
         )
         self.assert_verdict(over, "failed", *says, act="validation")
 
+    def test_busy_table_without_rows(self) -> None:
+        """One that had rows before and after the dump has some in it."""
+        hides = "sed '/^COPY public.lost /,/^.[.]$/{/^[0-9]/d}'"
+        inserts = "psql -q -c 'INSERT INTO lost VALUES (2)'"
+        command = f'pg_dump | {hides} > "$BACKUP_FILE"; {inserts}'
+        with place() as here, database(KEPT) as source:
+            over = commanded(here, *LIVE, "--backup-command", command, source=source)
+        says = "expected  table public.lost: its data, which change"
+        self.assert_verdict(over, "failed", says, act="validation")
+
+    def test_names_that_look_alike(self) -> None:
+        """Rows of two tables, whose names look as one, are not taken for another's."""
+        made = """CREATE SCHEMA a; CREATE SCHEMA "a.b";
+        CREATE TABLE a."b.c" AS SELECT 1 AS i; CREATE TABLE "a.b".c AS SELECT 2 AS i"""
+        changes = """UPDATE a."b.c" SET i = 2; UPDATE "a.b".c SET i = 1"""
+        load = f"{LOAD} && psql -q -c '{changes}'"
+        words = ("--live", "--backup-command", DUMP, "--restore-command", load)
+        with place() as here, database(made) as source:
+            over = commanded(here, *words, source=source)
+        says = "found     table a.b.c: rows with hash"
+        self.assert_verdict(over, "failed", says, act="restore")
+
     def test_busy_table_that_is_lost(self) -> None:
         """What changes is compared with what the backup says of it."""
         change = "psql -q -c 'INSERT INTO lost VALUES (2)'"

@@ -1097,7 +1097,7 @@ CONTROLS = (
         "the hash of rows",
         drill,
         "ROWS",
-        drill.ROWS.replace("extended(0, %1$s)", "extended(0, 0)"),
+        drill.ROWS.replace("(%5$s, %1$s)", "(0, 0)"),
         "restore",
         "saw no change of a value",
     ),
