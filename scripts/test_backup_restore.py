@@ -50,16 +50,18 @@ hints, the evidence, the command line. If you have one question, begin here:
     what is taken for a secret          SECRET, secrets_in, definitions_in
     why no password is printed          Run.redacted, by ProgramFailed,
                                         unaccepted, answer_of; described
-    why none is an argument             named_database, Database.started
+    why none is an argument             named_database, Database.started,
+                                        Project.request
     why no row is shown                 Report.sentence, verdict_on_load, WARNING,
-                                        SALT, WITH_ROWS, SHOWN; but --verbose shows
-                                        what the team's and the project's code
-                                        prints
+                                        SALT, SHOWN_WITH_ROWS, SHOWN; but
+                                        --verbose shows what the team's and the
+                                        project's code prints
     what of a row is compared           ROWS
     what of a definition is compared    definitions_in, differences_between
     why a definition may be rewritten   Drill.loaded, Drill.compare
-    what a file is compared with        problems_of_source; of one that exists:
-                                        told_facts, expected_of_existing
+    what a file is compared with        problems_of_source, expected_of_source;
+                                        of one that exists: told_facts,
+                                        expected_of_existing
     what checks the checks              CHANGED_ROWS, require_differences_seen,
                                         require_damage_seen
     what counts as data in a file       TELLING, Reading.take,
@@ -3390,12 +3392,12 @@ REQUEST = "BACKUP_DRILL_REQUEST"  # a variable, see `Project.request`
 FAULT_MARK = "the project fails:"  # on stderr, before what went wrong
 # Exceptions whose messages are shown: where rows are at hand, those that are about
 # a command; while settings are imported, those about code and names, too. The
-# messages of all others may quote a value.
-WITH_ROWS = {
+# messages of all others may quote a value. "by Django": if a file of its raised it.
+SHOWN_WITH_ROWS = {
     f"{__name__}.NotJudged",
     "django.core.management.base.CommandError by Django",
 }
-WITH_SETTINGS = WITH_ROWS | {
+SHOWN_WITH_SETTINGS = SHOWN_WITH_ROWS | {
     "builtins.ImportError",
     "builtins.SyntaxError",
     "builtins.KeyError",
@@ -3404,7 +3406,7 @@ WITH_SETTINGS = WITH_ROWS | {
     "django.db.utils.ConnectionDoesNotExist by Django",
     "django.db.utils.OperationalError by Django",
 }
-WITH_SAMPLE = {"builtins.BaseException"}
+SHOWN_WITH_SAMPLE = {"builtins.BaseException"}
 MUST_NOT_RUN = 126  # the exit status of what the drill refuses, as in a shell
 POSTGRESQL = "django.db.backends.postgresql"
 # Parameters of a connection that are Django's or a driver's, not libpq's.
@@ -3588,10 +3590,10 @@ def answer(verb: str, *arguments: str) -> NoReturn:
 def shown_in(verb: str, asked: dict[str, Any]) -> Things:
     """The kinds of exceptions whose messages are shown."""
     if verb == DESCRIBE:  # no secret is known yet that a message might hold
-        return WITH_SETTINGS
+        return SHOWN_WITH_SETTINGS
     if asked["shows_messages"]:
-        return WITH_SAMPLE
-    return WITH_ROWS
+        return SHOWN_WITH_SAMPLE
+    return SHOWN_WITH_ROWS
 
 
 def run_in_project(work: Callable[..., None]) -> None:
@@ -3626,7 +3628,7 @@ def described(error: BaseException | None, shown: Things) -> str:
         # A command's error may quote the one that caused it, and so a row.
         cause = error.__cause__ or error.__context__
         may_quote = cause is not None and not isinstance(cause, KeyError)
-        if kinds & shown and not (may_quote and shown == WITH_ROWS):
+        if kinds & shown and not (may_quote and shown == SHOWN_WITH_ROWS):
             line += f": {error}".partition("\n")[0]
         of_project = [
             frame for frame in frames if not re.search(INSTALLED, frame.filename)
@@ -3716,11 +3718,12 @@ def run_on_scratch_database(
     if connections.all(initialized_only=True):
         raise NotJudged("the settings module connects to a database")
     databases = connections.settings
-    for name in [name for name in environ if name.startswith("PG")]:
-        # What the settings know of a private server, they do not know by these.
-        if name == "PGDATABASE" or "HOST" in target:
-            del environ[name]
-    # For what the command starts, as its settings may be read from a file again.
+    hidden = {"PGDATABASE"}
+    if "HOST" in target:  # a private server, of which none of these is true
+        hidden = {name for name in environ if name.startswith("PG")}
+    for name in hidden:
+        environ.pop(name, None)
+    # For programs that the command starts, which read the settings again.
     environ["DATABASE_URL"] = asked["url"]
     scratch = scratch_settings(databases[asked["alias"]], asked)
     # The handler of connections prefers these to settings.DATABASES, which some
@@ -4547,7 +4550,7 @@ def shown_fault(error: BaseException) -> BaseException:
         return NotJudged(*error.args)
     if isinstance(error, SHOWN_UNCHANGED):
         return error
-    fault = described(error, WITH_ROWS)
+    fault = described(error, SHOWN_WITH_ROWS)
     return NotJudged("a fault of the drill's own", fault)
 
 

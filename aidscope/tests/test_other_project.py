@@ -878,7 +878,7 @@ class RaisedTests(Case, table=RAISED):
         try:
             runpy.run_path(str(path))
         except Exception as error:  # noqa: BLE001  whatever settings may raise
-            said = drill.described(error, drill.WITH_SETTINGS)
+            said = drill.described(error, drill.SHOWN_WITH_SETTINGS)
         for part in row.says:
             self.assertIn(part, said)
         self.assertNotIn(SECRET, said)

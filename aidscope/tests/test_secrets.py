@@ -629,7 +629,7 @@ class UnreadableURLTests(Case, table=UNREADABLE):
         try:
             dj_database_url.parse(url_with(row.password))
         except ValueError as error:
-            said = drill.described(error, drill.WITH_SETTINGS)
+            said = drill.described(error, drill.SHOWN_WITH_SETTINGS)
         self.assertRegex(said, r"\A\w*Error \(in .*, line \d+\)")
         self.assertNotIn(SECRET, said)
 
