@@ -1132,7 +1132,7 @@ class Contents:
     roots: StringDict  # partition -> the top table, to which its rows are counted
     # Things that changed while the backup was made, or of which an existing
     # backup has no data:
-    moved: Things = frozenset()  # whose facts are expected as the backup tells them
+    moved: Things = frozenset()  # whose facts are replaced, see expected_of_source
     altered: Things = frozenset()  # whose definitions are not compared
     busy: Things = frozenset()  # those whose rows changed, but not from or to none
 
