@@ -49,7 +49,7 @@ hints, the evidence, the command line. If you have one question, begin here:
                                         verdict_on_command, load_by_command
     what is taken for a secret          SECRET, secrets_in, definitions_in
     why no password is printed          Run.redacted, by ProgramFailed,
-                                        unaccepted, answer_of; described
+                                        unaccepted, verdict_on_project; described
     why none is an argument             named_database, Database.started,
                                         Project.request
     why no row is shown                 Report.sentence, verdict_on_load, WARNING,
@@ -525,8 +525,8 @@ class Run:
     @cached_property
     def hidden_in_urls(self) -> re.Pattern[str]:
         """The secrets, where each character may be percent-encoded."""
-        patterns = [encoded_anyhow(secret) for secret in self.secrets]
-        return re.compile("|".join(patterns) or "(?!)")
+        longest_first = sorted(self.secrets, key=len, reverse=True)
+        return re.compile("|".join(map(encoded_anyhow, longest_first)) or "(?!)")
 
     @cached_property
     def hidden(self) -> list[str]:
@@ -993,10 +993,11 @@ class Database:
         variables = {**base_environment(), **self.environment}
         # Options may hold secrets, so they are no argument, unless those of a
         # service would go before the variable.
-        variables["PGOPTIONS"] = self.options()
+        options = self.options()
+        variables["PGOPTIONS"] = options
         parameters.pop("options", None)
         if "service" in parameters or "PGSERVICE" in variables:
-            parameters["options"] = self.options()
+            parameters["options"] = options
         variables["PG_COLOR"] = "never"
         variables["PGCLIENTENCODING"] = "UTF8"
         if self.encoding == "SQL_ASCII":  # then bytes are not converted
@@ -1925,11 +1926,6 @@ class Reading:
             found.update(self.noted["command"])
         return found
 
-    @property
-    def tables_without_data(self) -> set[str]:
-        """The tables that are created, but not filled."""
-        return self.tables("TABLE") - self.tables("TABLE DATA")
-
     def piece(self) -> bytes:
         """The next line, or a part of one that is very long."""
         piece = self.file.readline(LONGEST)
@@ -2144,7 +2140,8 @@ class Reading:
             lacks_block = entry.kind == "TABLE DATA" and entry not in self.copied
             if has_copies_alone and lacks_block:
                 self.problems.append(f"{entry.thing}: missing")
-        for table in sorted(self.swallowed & self.tables_without_data):
+        without_data = self.tables("TABLE") - self.tables("TABLE DATA")
+        for table in sorted(self.swallowed & without_data):
             self.problems.append(f"{table}: its data lie in another's COPY block")
 
 
@@ -3059,14 +3056,15 @@ def loading(
             "psql", *PSQL, *arguments, "-f", "-", stdin=editor.popen.stdout
         ) as psql,
     ):
+        sources = [reader]
+        if editor is not reader:
+            sources.append(editor)
         try:
             yield psql
         finally:
             # One that was killed has cut the SQL, at which psql fails, too.
-            for program in (reader, editor):
-                if program.popen.poll():
-                    program.wait()
-        wait_for(reader, editor)
+            wait_for(*[source for source in sources if source.popen.poll()])
+        wait_for(*sources)
 
 
 def without_left_out(reader: Program, reading: Reading) -> Context:

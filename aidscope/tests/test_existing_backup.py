@@ -851,7 +851,8 @@ class ReasonedTests(Case):
     def test_commands_in_a_locale(self) -> None:
         """The clauses of CREATE DATABASE cannot hold a command for psql."""
         with place() as here:
-            copied_with_create(here.backup)
+            with database("CREATE TABLE t AS SELECT 1 AS i") as source:
+                pg_dump(source, here.backup, "--create")
             made = here.folder / "made"
             changed(rb" (LOCALE|LC_COLLATE) = ", rb" \\! touch %s #" % bytes(made))(
                 here.backup
@@ -1008,12 +1009,6 @@ class ReasonedTests(Case):
             copied("plain", here.backup)
             over = judged(here, GITHUB_STEP_SUMMARY="")
         self.assert_verdict(over, "passed")
-
-
-def copied_with_create(path: Path) -> None:
-    """Put a backup there that would create its database anew."""
-    with database("CREATE TABLE t AS SELECT 1 AS i") as source:
-        pg_dump(source, path, "--create")
 
 
 OLD_FUNCTION = """SET search_path = public, pg_catalog;

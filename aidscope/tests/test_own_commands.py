@@ -100,6 +100,13 @@ def commanded(here: Place, *arguments: str, source: str = "", **how: Any) -> End
     return drilled(here, *filled(here, arguments), **how)
 
 
+def judged_after(change: str, sql: str, then: str = "") -> Ended:
+    """A run whose backup went through sed, and whose command went on with `then`."""
+    command = f"pg_dump | sed '{change}' > \"$BACKUP_FILE\"{then}"
+    with place() as here, database(sql) as name:
+        return commanded(here, *LIVE, "--backup-command", command, source=name)
+
+
 # --- Commands that make a backup ------------------------------------------------------
 
 
@@ -267,12 +274,6 @@ class ContentTests(MakingCase, table=CONTENTS):
 
     act = "validation"
 
-    def judged_after(self, change: str, sql: str) -> Ended:
-        """A run whose backup went through sed."""
-        command = f"pg_dump | sed '{change}' > \"$BACKUP_FILE\""
-        with place() as here, database(sql) as name:
-            return commanded(here, *LIVE, "--backup-command", command, source=name)
-
     def test_empty_table_less(self) -> None:
         """It is missed though there is no row to be missed."""
         command = f"{DUMP} -T empty"
@@ -287,7 +288,7 @@ class ContentTests(MakingCase, table=CONTENTS):
         What a definition holds is compared, even a line that looks like an owner's,
         or only a password; and no password is shown.
         """
-        over = self.judged_after(
+        over = judged_after(
             "s/\\b3587$/391779/;"
             "s/^ALTER TABLE t OWNER TO anna;/ALTER TABLE t OWNER TO ben;/;"
             "/host=x/d; s/postgresql/postgres/",
@@ -302,7 +303,7 @@ class ContentTests(MakingCase, table=CONTENTS):
 
     def test_passwords_in_a_function(self) -> None:
         """Lines of a definition that may hold one are shown without a word."""
-        over = self.judged_after("/host=x/d; s/^UNION ALL.*/SELECT NULL;/", BODIES)
+        over = judged_after("/host=x/d; s/^UNION ALL.*/SELECT NULL;/", BODIES)
         says = "expected  function public.call(): [REDACTED]"
         self.assert_verdict(over, "failed", says, act="restore")
 
@@ -407,11 +408,9 @@ class MadeTests(Case, table=MADE):
 
     def test_busy_table_without_rows(self) -> None:
         """One that had rows before and after the dump has some in it."""
-        hides = "sed '/^COPY public.lost /,/^.[.]$/{/^[0-9]/d}'"
-        inserts = "psql -q -c 'INSERT INTO lost VALUES (2)'"
-        command = f'pg_dump | {hides} > "$BACKUP_FILE"; {inserts}'
-        with place() as here, database(KEPT) as source:
-            over = commanded(here, *LIVE, "--backup-command", command, source=source)
+        hides = "/^COPY public.lost /,/^.[.]$/{/^[0-9]/d}"
+        inserts = "; psql -q -c 'INSERT INTO lost VALUES (2)'"
+        over = judged_after(hides, KEPT, inserts)
         says = "expected  table public.lost: its data, which change"
         self.assert_verdict(over, "failed", says, act="validation")
 
@@ -486,8 +485,8 @@ class AcceptTests(Case):
         """What is accepted is so whatever is hidden of it."""
         options = Namespace(accept=["*: owner: anna"])
         run = drill.Run(options, Path(), 0, {"accepted": {}}, secrets=("anna",))
-        apart = drill.Difference("table t", "expected", "owner: anna")
-        self.assertEqual(drill.unaccepted([apart], run), [])
+        difference = drill.Difference("table t", "expected", "owner: anna")
+        self.assertEqual(drill.unaccepted([difference], run), [])
         self.assertNotIn("anna", str([*run.evidence["accepted"]]))
 
     def test_rows(self) -> None:

@@ -406,6 +406,8 @@ class RedactionTests(Case):
         run = drill.Run(None, Path(), 0, {}, secrets=("p@ss/wörd!",))
         for text in ("p%40ss%2fwörd!", "p@ss/w%C3%B6rd%21", "p%40ss%2Fw%c3%b6rd!"):
             self.assertEqual(run.redacted(f"x:{text}@h"), "x:[REDACTED]@h")
+        run = replace(run, secrets=("p@", "p@ss"))
+        self.assertEqual(run.redacted("x:p%40ss@h"), "x:[REDACTED]@h")
 
     def test_a_password_within_another(self) -> None:
         """No rest of the longer one is left."""
